@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from firsthand.course.errors import FirsthandError
 from firsthand.course.log import Clock, Event, EventKind, EventLog, known_kind, utc_now
 
 FORMAT = "firsthand state"
@@ -35,7 +36,7 @@ BOOKKEEPING = frozenset(
 )
 
 
-class ExchangeError(Exception):
+class ExchangeError(FirsthandError):
     """A file that cannot be exported to or imported from, in one sentence."""
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from firsthand.course.outline import Outline, Session, read_outline
 from firsthand.course.sources import PartName, edited_part
-from firsthand.course.steps import Alternative, AnyMistake, Build, Debug, Mistake, Step
+
+if TYPE_CHECKING:  # they import NumPy, and `status` starts without it
+    from firsthand.course.steps import Alternative, AnyMistake, Build, Mistake, Step
 
 
 class CourseError(ValueError):
@@ -34,12 +36,19 @@ class SessionCode:
 
     def mistakes_of(self, step: Step) -> tuple[AnyMistake, ...]:
         """The mistakes of a step; of a Debug step those of the part that it repairs."""
-        owner = step.build.id if isinstance(step, Debug) else step.id
+        owner = _owner(step)
         return tuple(mistake for mistake in self.mistakes if mistake.step == owner)
 
     def alternatives_of(self, step: Step) -> tuple[Alternative, ...]:
-        owner = step.build.id if isinstance(step, Debug) else step.id
+        owner = _owner(step)
         return tuple(item for item in self.alternatives if item.step == owner)
+
+
+def _owner(step: Step) -> str:
+    """The id under which the mistakes of a step are declared."""
+    from firsthand.course.steps import Debug
+
+    return step.build.id if isinstance(step, Debug) else step.id
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,8 @@ class Course:
 
         Later sessions are not looked at, so that an early one never imports what they need.
         """
+        from firsthand.course.steps import Build
+
         found: dict[str, list[str]] = {}
         for session in self.outline.sessions:
             for step_id, step in self.code(session.id).steps.items():
@@ -117,6 +128,8 @@ class Course:
 
     def methods_until(self, part: str, session_id: str) -> frozenset[str]:
         """The methods of a class part that are built up to this session."""
+        from firsthand.course.steps import Build
+
         methods: set[str] = set()
         for step_id in self.parts_until(session_id).get(part, ()):
             step = self.step(step_id)

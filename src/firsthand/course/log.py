@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from firsthand.course.errors import FirsthandError
+
 APPLICATION_ID = 0x46484C47
 SCHEMA_VERSION = 1
 TABLE = """
@@ -42,7 +44,7 @@ TRIGGERS = tuple(
 Clock = Callable[[], datetime]
 
 
-class LogError(Exception):
+class LogError(FirsthandError):
     """The log cannot be read or written, in one sentence.
 
     data: what `append` was given and could not store (the learner's answer among it), so that the

@@ -14,12 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from firsthand.course.errors import FirsthandError
+
 KIND_NAMES = ("Build", "Predict", "Derive", "Trace", "Debug", "Measure", "Order", "Defend")
 REVIEWABLE_KINDS = ("Predict", "Derive", "Trace", "Order", "Defend")
 HEADING = re.compile(rf"^## ({'|'.join(KIND_NAMES)}): (.+?) \{{#([a-z0-9-]+)\}}\s*$", re.MULTILINE)
 
 
-class OutlineError(ValueError):
+class OutlineError(FirsthandError):
     """A phase or session folder that cannot be read: names the file and what is wrong in it."""
 
 

@@ -136,12 +136,21 @@ class Loaded:
     @property
     def sentence(self) -> str:
         """The whole in one sentence."""
-        return (
-            f"Loaded {self.events} events up to {self.until or 'now'}: {self.steps_passed} of"
-            f" {self.steps_written} steps passed, {self.sessions_complete} of"
-            f" {self.sessions_written} sessions complete, {self.concepts_mastered} concepts"
-            f" mastered; next: {self.next_step or 'nothing is open'}."
+        events = "1 event" if self.events == 1 else f"{self.events} events"
+        concepts = (
+            "1 concept" if self.concepts_mastered == 1 else (f"{self.concepts_mastered} concepts")
         )
+        return (
+            f"Loaded {events} up to {local_time(self.until) if self.until else 'now'}:"
+            f" {self.steps_passed} of {self.steps_written} steps passed, {self.sessions_complete}"
+            f" of {self.sessions_written} sessions complete, {concepts} mastered;"
+            f" next: {self.next_step or 'nothing is open'}."
+        )
+
+
+def local_time(at: str) -> str:
+    """A time of the log (UTC, ISO 8601) as the learner's clock shows it, to the minute."""
+    return f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M}"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from firsthand.course import recap
 from firsthand.course.agenda import Agenda, session_of_concept, subject
+from firsthand.course.errors import FirsthandError
 from firsthand.course.fold import advance
 from firsthand.course.gate import Gate, Rung, costs
 from firsthand.course.log import Clock, EventKind, EventLog, utc_now
@@ -37,7 +38,7 @@ from firsthand.course.verdicts import Verdict
 MOST_HINTS = 3
 
 
-class SittingError(ValueError):
+class SittingError(FirsthandError):
     """A report that does not fit what is open, e.g. an answer to a question that is gone."""
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-import numpy as np
+if TYPE_CHECKING:  # NumPy is not needed to declare a step, and `status` must start at once
+    import numpy as np
 
-Generator = np.random.Generator
+Generator: TypeAlias = "np.random.Generator"
 Arguments = tuple[Any, ...]
 Parameters = Mapping[str, Any]
 

@@ -19,11 +19,15 @@ import textwrap
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firsthand.course import starters
-from firsthand.course.loading import Course
+from firsthand.course.errors import FirsthandError
 from firsthand.course.sources import PartName, module_source
-from firsthand.course.steps import Build, Debug, Mistake
+
+if TYPE_CHECKING:  # the declarations of steps import NumPy, and `status` starts without it
+    from firsthand.course.loading import Course
+    from firsthand.course.steps import Build, Debug, Mistake
 
 MARKER = ".firsthand"
 LOG_NAME = "log.sqlite"
@@ -43,7 +47,7 @@ firsthand never overwrites these files. What it must change (`firsthand reset`) 
 IGNORED = ".firsthand/\n__pycache__/\n"
 
 
-class WorkspaceError(OSError):
+class WorkspaceError(FirsthandError):
     """A workspace that cannot be made, found or written; one sentence for the learner."""
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from firsthand.course.errors import FirsthandError
+
 app = typer.Typer(
     name="firsthand",
     no_args_is_help=True,
@@ -252,15 +254,9 @@ def _session(text: str) -> str:
 
 def main() -> None:
     """The entry point: every error of the learner's is one sentence, none of ours a traceback."""
-    from firsthand.course.exchange import ExchangeError
-    from firsthand.course.log import LogError
-    from firsthand.course.outline import OutlineError
-    from firsthand.course.sitting import SittingError
-    from firsthand.course.workspace import WorkspaceError
-
     try:
         app()
-    except (WorkspaceError, LogError, OutlineError, ExchangeError, SittingError) as error:
+    except FirsthandError as error:
         _fail(str(error), 1)
     except BrokenPipeError:
         # The reader of a pipe has left; nothing more can be told.

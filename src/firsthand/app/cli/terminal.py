@@ -8,8 +8,6 @@ import sys
 from functools import cache
 
 from rich.console import Console, Group, RenderableType
-from rich.markdown import Markdown
-from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
 
@@ -63,6 +61,8 @@ def lesson(text: str) -> RenderableType:
 def _prose(text: str) -> list[RenderableType]:
     if not text.strip():
         return [Text("")] if text.count("\n") > 1 else []
+    from rich.markdown import Markdown
+
     from firsthand.app.cli.formulas import formula_text
 
     def display(match: re.Match[str]) -> str:
@@ -82,6 +82,8 @@ def _block(language: str, body: str) -> RenderableType:
     if language == "mermaid":
         return Text(diagram(body, console().width), style="note", no_wrap=True)
     if language in ("python", "py"):
+        from rich.syntax import Syntax
+
         return Syntax(body.rstrip("\n"), "python", theme="ansi_dark", background_color="default")
     return Text(_indented(body.rstrip("\n")), no_wrap=True, overflow="ignore")
 
