@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from firsthand.course.loading import Course
 from firsthand.course.log import EventLog
 from firsthand.course.machine import Machine
 from firsthand.course.outline import Concept, Outline, Phase, Resource, Session, StepHeading
@@ -176,3 +180,47 @@ def make_verdict() -> Callable[..., Verdict]:
 @pytest.fixture
 def new_learner() -> type[Learner]:
     return Learner
+
+
+# ---------------------------------------------------------------------- a curriculum of its own
+
+CURRICULUM = Path(Course().root)
+SESSION = Path("phase_1_neurons", "session_01_neuron")
+COPIES = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def real_course() -> Course:
+    return Course()
+
+
+@pytest.fixture
+def copied_course(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Course]]:
+    """copied_course((file, old, new), ...) -> a curriculum that is session 1.1 with these edits.
+
+    Each `old` must be there once, so that an edit that no longer bites fails the test.
+    """
+    names: list[str] = []
+
+    def copy(*edits: tuple[str, str, str]) -> Course:
+        names.append(f"curriculum_copy_{next(COPIES)}")
+        root = tmp_path / names[-1]
+        folder = root / SESSION
+        shutil.copytree(CURRICULUM / SESSION, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(CURRICULUM / SESSION.parent / "phase.toml", root / SESSION.parent)
+        for package in (root, root / SESSION.parent):
+            (package / "__init__.py").touch()
+        for file, old, new in edits:
+            path = (root / SESSION.parent / file) if file == "phase.toml" else folder / file
+            text = path.read_text(encoding="utf-8")
+            assert text.count(old) == 1, (file, old, text.count(old))
+            path.write_text(text.replace(old, new), encoding="utf-8")
+        return Course(curriculum=names[-1])
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield copy
+    for module in list(sys.modules):
+        if module.split(".")[0] in names:
+            del sys.modules[module]

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -153,12 +153,14 @@ CHILD = SymbolicChild()
 atexit.register(CHILD.close)
 
 
-def sample_points(symbols: Sequence[str], positive: Sequence[str], seed: int) -> list[Point]:
-    """Points to compare at: small round ones first, then random sixteenths. Deterministic."""
+def sample_points(symbols: Sequence[str], positive: Sequence[str], seed: int) -> Iterator[Point]:
+    """Points to compare at: small round ones first, then random sixteenths. Deterministic.
+
+    Drawn one by one: most comparisons end at the first.
+    """
     generator = random.Random(seed)
     round_values = [Fraction(number) for number in (2, 3, 5, 1)]
     round_values += [Fraction(1, 2), Fraction(3, 2), Fraction(4), Fraction(7)]
-    points: list[Point] = []
     for index in range(SMALL_POINTS + RANDOM_POINTS):
         point: Point = {}
         for name in symbols:
@@ -168,8 +170,7 @@ def sample_points(symbols: Sequence[str], positive: Sequence[str], seed: int) ->
                 size = Fraction(generator.randint(2, 56), 16)
             negative = name not in positive and generator.random() < 0.5
             point[name] = -size if negative else size
-        points.append(point)
-    return points
+        yield point
 
 
 def _differ(a: float, b: float) -> bool:
@@ -184,7 +185,7 @@ class _Scan:
     shared: tuple[Point, ...]
 
 
-def _scan(answer: Tree, expected: Tree, points: Sequence[Point]) -> _Scan:
+def _scan(answer: Tree, expected: Tree, points: Iterable[Point]) -> _Scan:
     shared: list[Point] = []
     undefined: Point | None = None
     undefined_value = 0.0
@@ -212,7 +213,7 @@ def _difference(point: Point, got: float | None, right: float | None, method: st
     return Equality(EqualityState.DIFFERENT, "", shown, got, right, method)
 
 
-def _points_for(answer: Tree, expected: Tree, positive: Sequence[str], key: str) -> list[Point]:
+def _points_for(answer: Tree, expected: Tree, positive: Sequence[str], key: str) -> Iterator[Point]:
     names = sorted((free_symbols(answer) | free_symbols(expected)) - {"pi"})
     return sample_points(names, positive, zlib.crc32(key.encode()))
 
@@ -259,7 +260,7 @@ def check_expression(
     scan = _scan(mine, right, points)
     if scan.different is not None:
         return scan.different
-    names = sorted({*points[0], *(free_symbols(mine) | free_symbols(right)) - {"pi"}})
+    names = sorted((free_symbols(mine) | free_symbols(right)) - {"pi"})
     request = {
         "answer": mine,
         "expected": right,

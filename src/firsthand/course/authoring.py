@@ -9,7 +9,6 @@ beside its question.
 from __future__ import annotations
 
 import ast
-import inspect
 import os
 import re
 import tempfile
@@ -18,16 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from firsthand.course import starters
+from firsthand.course.checks.cheats import cheats, pairwise_different
 from firsthand.course.checks.checker import Checker
-from firsthand.course.checks.comparison import TIGHTEST, leaves
+from firsthand.course.checks.comparison import TIGHTEST
 from firsthand.course.checks.in_process import InProcess
 from firsthand.course.code_sources import code_source, rung_lines
 from firsthand.course.gate import Rung
 from firsthand.course.lesson import Lesson, LessonError, typed_numbers
-from firsthand.course.loading import Course, CourseError, SessionCode
+from firsthand.course.loading import Course, SessionCode
 from firsthand.course.outline import OutlineError, StepHeading
 from firsthand.course.questions.code_rungs import code_rung_question
 from firsthand.course.questions.question import Question, QuestionError, WorkedExample, ask
@@ -42,9 +40,19 @@ from firsthand.course.sources import (
 from firsthand.course.steps import Build, Debug, Measure, Mistake, Order, Step
 from firsthand.course.verdicts import Outcome, Verdict
 
-BUILD_SEEDS = 6
-ANSWER_SEEDS = 25
 LEAST_MISTAKES = 3
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """On how many seeds a promise is tried: for files, typed answers, measured answers."""
+
+    builds: int = 6
+    answers: int = 25
+    measures: int = 2
+
+
+ALL_SEEDS = Seeds()
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ def check_course(
     session_ids: list[str] | None = None,
     *,
     on_step: Callable[[str], None] = lambda step_id: None,
+    seeds: Seeds = ALL_SEEDS,
 ) -> list[Finding]:
     """All findings of the given sessions (default: all). on_step is called as each one starts."""
     findings: list[Finding] = []
@@ -73,18 +82,19 @@ def check_course(
     for session_id in wanted:
         try:
             code = course.code(session_id)
-        except (CourseError, ImportError, AttributeError, SyntaxError) as error:
+        except Exception as error:  # importing runs the author's code: anything can come
             findings.append(Finding(session_id, f"{type(error).__name__}: {error}"))
             continue
-        findings += SessionCheck(course, code).run(on_step)
+        findings += SessionCheck(course, code, seeds).run(on_step)
     return findings
 
 
 class SessionCheck:
     """The author's check of one session."""
 
-    def __init__(self, course: Course, code: SessionCode) -> None:
+    def __init__(self, course: Course, code: SessionCode, seeds: Seeds = ALL_SEEDS) -> None:
         self.course = course
+        self.seeds = seeds
         self.code = code
         self.session = code.session
         self.lesson = Lesson(code.session, vars(code.module))
@@ -193,7 +203,7 @@ class SessionCheck:
             return
         reference = self.course.reference(part)
         starter = starter_part(self.course, step_id, build)
-        for seed in range(BUILD_SEEDS):
+        for seed in range(self.seeds.builds):
             trial = self.checker.trial(step_id, seed)
             yield from self._tolerance(trial.distances, trial.tolerance, seed)
             yield from self._expect(step_id, seed, starter, Outcome.UNFINISHED, "the starter")
@@ -315,11 +325,11 @@ class SessionCheck:
                 yield f"the mistake {name} is not written as an edit: it cannot be given as code"
                 continue
             version = self.course.version(mistakes[name], step.build)
-            for seed in range(BUILD_SEEDS):
+            for seed in range(self.seeds.builds):
                 verdict = self.checker.check_version(step_id, seed, version)
                 if verdict.passed or verdict.mistake != name:
                     yield f"seed {seed}: the given code with {name} is {verdict.outcome}"
-        for seed in range(BUILD_SEEDS):
+        for seed in range(self.seeds.builds):
             reference = self.course.reference(part)
             yield from self._expect(step_id, seed, reference, Outcome.PASSED, "the repaired code")
 
@@ -327,7 +337,7 @@ class SessionCheck:
 
     def _answer(self, step_id: str, step: Step) -> Iterator[str]:
         mistakes = self.code.mistakes_of(step)
-        seeds = 2 if isinstance(step, Measure) else ANSWER_SEEDS
+        seeds = self.seeds.measures if isinstance(step, Measure) else self.seeds.answers
         theory = self._theory_text(step_id)
         yield from self._silent_mistakes(step)
         if not isinstance(step, Measure) and len(mistakes) < 2:
@@ -406,68 +416,6 @@ def starter_part(course: Course, step_id: str, build: Build) -> Any:
     text = "".join(source.lines[: first - 1]) + starter + "".join(source.lines[last:])
     module = execute_text(text, f"{source.qualified_name}__starter_{build.id.replace('-', '_')}")
     return getattr(module, part.name)
-
-
-@dataclass
-class Cheat:
-    """A version that knows nothing. touched: how many numbers of the right answers it changed."""
-
-    name: str
-    part: Any
-    touched: int = 0
-
-
-def cheats(reference: Any) -> Iterator[Cheat]:
-    """Zeros, the negated answer, the first argument back. None for classes: nothing to change."""
-    if not inspect.isfunction(reference):
-        return
-
-    def changing(name: str, change: Callable[[Any], Any]) -> Cheat:
-        def cheat(*arguments: Any, **named: Any) -> Any:
-            return mapped(reference(*arguments, **named), counted)
-
-        def counted(number: Any) -> Any:
-            found.touched += 1
-            return change(number)
-
-        found = Cheat(name, cheat)
-        return found
-
-    def first(*arguments: Any, **named: Any) -> Any:
-        return arguments[0] if arguments else next(iter(named.values()))
-
-    for found in (
-        changing("a version that returns zeros", lambda number: number * 0),
-        changing("the negated answer", lambda number: -number),
-        Cheat("the first argument returned", first, touched=1),
-    ):
-        found.part.__signature__ = inspect.signature(reference)
-        yield found
-
-
-def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """`change` applied to every number and array of a result."""
-    if isinstance(value, tuple):
-        return tuple(mapped(item, change) for item in value)
-    if isinstance(value, list):
-        return [mapped(item, change) for item in value]
-    if isinstance(value, Iterator):
-        return (mapped(item, change) for item in value)
-    if isinstance(value, bool | np.bool_):
-        return change(int(value)) != 0
-    if isinstance(value, int | float | np.ndarray | np.number):
-        return change(value)
-    return value
-
-
-def pairwise_different(arguments: tuple[Any, ...]) -> bool:
-    """Whether no array of these arguments has two axes of one size (above 1)."""
-    for leaf in leaves(arguments):
-        if isinstance(leaf.value, np.ndarray):
-            sizes = [size for size in leaf.value.shape if size > 1]
-            if len(sizes) != len(set(sizes)):
-                return False
-    return True
 
 
 def answer_stands_in(question: Question, theory: str, step: Step) -> bool:

@@ -13,13 +13,14 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from firsthand.course.errors import FirsthandError
-from firsthand.course.log import Clock, Event, EventKind, EventLog, known_kind, utc_now
+from firsthand.course.log import Clock, Event, EventKind, EventLog, LogError, known_kind, utc_now
 
 FORMAT = "firsthand state"
 VERSION = 1
@@ -89,7 +90,8 @@ def export_state(log: EventLog, path: Path, *, clock: Clock = utc_now) -> Export
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ExchangeError(f"{path}: not written ({error.strerror}).") from None
-    log.append(EventKind.EXPORTED, path=str(path), sha256=checksum)
+    with suppress(LogError):  # the file is whole; a log that takes no line makes it no less so
+        log.append(EventKind.EXPORTED, path=str(path), sha256=checksum)
     return Exported(path, len(events), checksum)
 
 
@@ -198,6 +200,11 @@ def _free_name(path: Path, now: datetime) -> Path:
 
 
 # ---------------------------------------------------------------------- reading the file
+
+
+def require_sound(path: Path) -> None:
+    """Raises ExchangeError where `path` is not a whole export that this version reads."""
+    _read(path)
 
 
 def _read(path: Path) -> dict[str, Any]:

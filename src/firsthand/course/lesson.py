@@ -85,7 +85,7 @@ class Lesson:
         matches = list(HEADING.finditer(self.text))
         first = matches[0].start() if matches else len(self.text)
         found[""] = re.sub(r"\A# .*\n", "", self.text[:first]).strip()
-        ends = [match.start() for match in matches[1:]] + [len(self.text)]
+        ends = [*(match.start() for match in matches[1:]), len(self.text)][: len(matches)]
         for match, end in zip(matches, ends, strict=True):
             found[f"{self.session.id}/{match[3]}"] = self.text[match.end() : end].strip()
         return found
@@ -118,7 +118,7 @@ class Lesson:
         return {name: value for name, value in self._names.items() if not name.startswith("_")}
 
 
-PROSE_NUMBER = re.compile(r"(?<![\w.$\\^_{-])(\d+\.\d+|\d{3,})(?![\w}])")
+PROSE_NUMBER = re.compile(r"(?<![\w.$\\^_{])(?<!\w-)(\d+\.\d+|\d{3,})(?![\w}])")
 YEAR = re.compile(r"(19|20)\d\d\Z")
 
 

@@ -129,9 +129,11 @@ class EventLog:
         if read_only and not self.path.exists():
             raise LogError(f"{self.path}: there is no such file")
         self._connection = self._connect(read_only)
+        self._file = 0  # the inode; 0 until it is open
         try:
             with self._translated():
                 self._open(read_only)
+            self._file = self._inode()
         except BaseException:
             self._connection.close()
             raise
@@ -147,6 +149,8 @@ class EventLog:
     ) -> Event:
         """Store one event; it is durable on return. Raises LogError (with `data`) if it is not."""
         text = json.dumps(data, sort_keys=True)
+        if self._inode() != self._file:  # SQLite would write on into the file that was deleted
+            raise LogError(f"{self.path}: the log is gone; was its folder deleted or moved?", data)
         with self._translated(data), self._transaction():
             return self._insert(self._now(), kind, session, step, text)
 
@@ -263,6 +267,12 @@ class EventLog:
                 self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
+    def _inode(self) -> int:
+        try:
+            return self.path.stat().st_ino
+        except OSError:
+            return 0
+
     def _stamp(self) -> tuple[int, int]:
         (application,) = self._connection.execute("PRAGMA application_id").fetchone()
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -350,6 +360,8 @@ class EventLog:
             return "the disk is full, so nothing was stored; what was stored before is intact"
         if code == sqlite3.SQLITE_CANTOPEN:
             return "the log cannot be opened; is the folder there, and may you write to it?"
+        if code == sqlite3.SQLITE_IOERR:
+            return f"the log could not be read or written ({error}); is the disk full?"
         return f"the log failed ({error})"
 
     def _finding(self) -> str:

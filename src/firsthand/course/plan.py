@@ -40,7 +40,10 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """The table and what it means. weeks: at the learner's pace. left_out: one line each."""
+    """The table and what it means. weeks: at the learner's pace. left_out: one line each.
+
+    able: what one will be able to do, the first of each session's.
+    """
 
     rows: tuple[PlanRow, ...]
     able: tuple[str, ...]
@@ -68,7 +71,7 @@ def plan(outline: Outline, progress: Progress, today: date) -> Plan:
         rows, left_out = _until(rows, available, until)
     return Plan(
         rows=tuple(rows),
-        able=tuple(able for session in outline.sessions for able in session.able),
+        able=tuple(session.able[0] for session in outline.sessions if session.able),
         pacing=pacing["kind"],
         track=str(profile.get("track", "")),
         hours=round(sum(row.hours for row in rows), 1),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import io
 import linecache
 import sys
 import types
@@ -47,6 +48,12 @@ class PartName:
         return f"{self.module}:{self.name}"
 
 
+def text_lines(text: str) -> list[str]:
+    """Lines with their ends, as Python counts them: `str.splitlines` also ends them at form feeds
+    and at some separators of Unicode, after which no line number of `ast` would fit."""
+    return list(io.StringIO(text, newline=""))
+
+
 class ModuleSource:
     """The text of one module of the stack, found without importing it."""
 
@@ -57,14 +64,14 @@ class ModuleSource:
             raise SourceError(f"the stack has no module {qualified_name}")
         self.path = Path(spec.origin)
         self.text = self.path.read_text(encoding="utf-8")
-        self.lines = self.text.splitlines(keepends=True)
+        self.lines = text_lines(self.text)
 
     @classmethod
     def from_text(cls, original: ModuleSource, text: str) -> ModuleSource:
         """The same module with another text, e.g. one in which a mistake is written."""
         made = cls.__new__(cls)
         made.qualified_name, made.path, made.text = original.qualified_name, original.path, text
-        made.lines = text.splitlines(keepends=True)
+        made.lines = text_lines(text)
         return made
 
     @cached_property

@@ -170,11 +170,18 @@ def helper_text(source: ModuleSource, name: str) -> str:
     return source.segment(node)
 
 
+def parsed(text: str) -> ast.Module | None:
+    """The tree of a learner's file; None while it does not parse, for whatever reason."""
+    try:
+        return ast.parse(text.removeprefix("\ufeff"))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
 def defined_names(text: str) -> set[str] | None:
     """Top-level names that a workspace file defines; None while it does not parse."""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):
+    tree = parsed(text)
+    if tree is None:
         return None
     found: set[str] = set()
     for node in tree.body:
@@ -191,11 +198,8 @@ def defined_names(text: str) -> set[str] | None:
 
 def methods_missing(text: str, name: str, methods: Collection[str]) -> list[str]:
     """Methods that the file's class `name` does not define yet."""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):
-        return []
-    for node in tree.body:
+    tree = parsed(text)
+    for node in tree.body if tree else ():
         if isinstance(node, ast.ClassDef) and node.name == name:
             present = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
             return [method for method in methods if method not in present]

@@ -12,6 +12,7 @@ Adding a starter appends to a file; `reset` and `upgrade` copy the file to a dat
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from firsthand.course import starters
 from firsthand.course.errors import FirsthandError
-from firsthand.course.sources import PartName, module_source
+from firsthand.course.sources import PartName, module_source, text_lines
 
 if TYPE_CHECKING:  # the declarations of steps import NumPy, and `status` starts without it
     from firsthand.course.loading import Course
@@ -155,7 +156,7 @@ class Workspace:
             return StarterResult(path, self.line_of(path, build), added)
         parts = course.parts_until(session_id)
         pieces: list[str] = []
-        if text is None:
+        if text is None or not text.strip():
             pieces.append(
                 starters.file_header(source, course.stack, _built(course, session_id, part.module))
             )
@@ -171,8 +172,7 @@ class Workspace:
         if text is not None:
             self.back_up(path)
         body = "\n\n".join(piece.rstrip("\n") + "\n" for piece in pieces)
-        before = "" if text is None else text.rstrip("\n") + "\n\n\n"
-        self._write(path, before + body)
+        self._write(path, body if text is None else text + _gap(text) + body)
         return StarterResult(path, self.line_of(path, build), True)
 
     def _add_methods(
@@ -185,14 +185,22 @@ class Workspace:
             return False
 
         source = starters.starter_source(course.stack, part)
-        tree = ast.parse(text)
+        tree = starters.parsed(text)
+        assert tree is not None  # methods_missing found the class in it
         node = next(
             item for item in tree.body if isinstance(item, ast.ClassDef) and item.name == part.name
         )
-        lines = text.splitlines(keepends=True)
+        lines = text_lines(text)
         end = node.end_lineno or len(lines)
+        if node.body[0].lineno == node.lineno:  # `class A: pass` takes no further line
+            return False
         pieces = [
-            "\n" + starters.emptied(source, source.method(part.name, method)) for method in missing
+            "\n"
+            + _indented(
+                starters.emptied(source, source.method(part.name, method)),
+                lines[node.body[0].lineno - 1],
+            )
+            for method in missing
         ]
         self.back_up(path)
         if lines and not lines[end - 1].endswith("\n"):
@@ -228,13 +236,12 @@ class Workspace:
             return path
         backup = self.back_up(path)
         source = starters.starter_source(course.stack, part)
-        try:
-            tree = ast.parse(text)
-        except (SyntaxError, ValueError):
+        tree = starters.parsed(text)
+        if tree is None:
             path.unlink()
             self.add_starter(course, session_id, build)
             return backup
-        lines = text.splitlines(keepends=True)
+        lines = text_lines(text)
         node = next(
             (
                 item
@@ -251,7 +258,7 @@ class Workspace:
             for item in node.body:
                 if isinstance(item, ast.FunctionDef) and item.name in build.methods:
                     emptied = starters.emptied(source, source.method(part.name, item.name))
-                    replacements.append((item, emptied))
+                    replacements.append((item, _indented(emptied, lines[item.lineno - 1])))
         else:
             methods = course.methods_until(build.part, session_id)
             replacements.append((node, starters.part_starter(source, part.name, methods)))
@@ -262,6 +269,7 @@ class Workspace:
                 first = min(first, decorators[0].lineno)
             lines[first - 1 : item.end_lineno] = [new]
         self._write(path, "".join(lines))
+        self.add_starter(course, session_id, build)  # a method that was deleted
         return backup
 
     # ------------------------------------------------------------------ Debug files
@@ -324,22 +332,44 @@ class Workspace:
 
     def _read(self, path: Path) -> str | None:
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_bytes().decode("utf-8")  # line ends stay the learner's
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise WorkspaceError(f"{path} cannot be read: {error}.") from None
+        except UnicodeDecodeError as error:
+            raise WorkspaceError(
+                f"{path} is not UTF-8 text (byte {error.start} cannot be read); save it as UTF-8."
+            ) from None
+        except OSError as error:
+            raise WorkspaceError(f"{path} cannot be read: {error.strerror}.") from None
 
     def _write(self, path: Path, text: str) -> None:
         """Whole or not at all: a full disk never leaves half a file of the learner's."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(text.encode("utf-8"))
             temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise WorkspaceError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _indented(code: str, line: str) -> str:
+    """A method as far in as `line` of the learner's class: two spaces or a tab are their choice."""
+    indent = line[: len(line) - len(line.lstrip())]
+    own = textwrap.indent(textwrap.dedent(code), indent)
+    return own.replace("    ", "\t") if "\t" in indent else own
+
+
+def _gap(text: str) -> str:
+    """What separates a starter from the text above it, which stays as it is to the last byte."""
+    newline = "\r\n" if "\r\n" in text else "\n"
+    tail = len(text) - len(text.rstrip("\r\n"))
+    present = text[len(text) - tail :].replace("\r\n", "\n").replace("\r", "\n").count("\n")
+    if not text.strip():
+        return newline if text and not present else ""
+    return newline * max(0, 3 - present)
 
 
 def _built(course: Course, session_id: str, own_module: str) -> dict[str, set[str]]:

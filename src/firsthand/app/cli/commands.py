@@ -15,6 +15,7 @@ from firsthand.course.fold import progress as fold
 from firsthand.course.loading import Course
 from firsthand.course.log import EventLog
 from firsthand.course.outline import StepHeading
+from firsthand.course.progress import why_locked
 from firsthand.course.screens import MasteryScreen, Screen, SessionEnd, StepScreen, WorkedScreen
 from firsthand.course.sitting import Sitting, SittingError
 from firsthand.course.workspace import Workspace, WorkspaceError
@@ -97,6 +98,8 @@ def _look(course: Course, sitting: Sitting, tasks: object, heading: StepHeading)
     from firsthand.course.tasks import Tasks
 
     assert isinstance(tasks, Tasks)
+    if reason := why_locked(heading.id, sitting.progress, course.outline):
+        raise SittingError(reason)
     state = sitting.progress.steps[heading.id].state
     if not isinstance(course.step(heading.id), Build):
         raise SittingError(
@@ -178,6 +181,24 @@ def show_plan(course: Course, log: EventLog, changes: list[str]) -> None:
         except Malformed as problem:
             raise SittingError(f"{field}: {problem}") from None
     console().print(drawing.plan_table(plan(course.outline, sitting.progress, sitting.now.date())))
+
+
+def where_we_are(course: Course, workspace: Workspace, log: EventLog, created: bool) -> list[str]:
+    """For a run without a terminal: where the learner stands and what to type next."""
+    from firsthand.course import recap
+
+    found = fold(log.events(), course.outline)
+    place = workspace.shown(workspace.root)
+    lines = [f"Workspace: {place} ({'new' if created else 'yours'})."]
+    if found.started_at is None:
+        lines.append("The course has not been started yet: it begins with a few questions.")
+    else:
+        lines.append(recap.loaded(course.outline, found).sentence)
+        if found.current is not None:
+            heading = course.outline.step(found.current)
+            lines.append(f"Next step: {heading.id}, {heading.kind}: {heading.title}.")
+    lines.append("Next, in a terminal: make learn   (or: .venv/bin/firsthand learn)")
+    return lines
 
 
 def make_workspace(course: Course, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
@@ -10,8 +11,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from firsthand.app.cli.terminal import lesson
-from firsthand.course.gate import ATTEMPTS, Rung
+from firsthand.app.cli.terminal import console, cut, lesson
+from firsthand.course.gate import Rung, describe
 from firsthand.course.outline import Outline, Resource
 from firsthand.course.plan import Plan
 from firsthand.course.profile import ProfileQuestion
@@ -20,6 +21,7 @@ from firsthand.course.recap import FirstSession, LaterSession, SessionSummary
 from firsthand.course.screens import StepScreen
 from firsthand.course.verdicts import Outcome, Stage, StageState, Verdict
 
+CONTROL = re.compile(r"[^\S\n\t ]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 MARKS = {State.LOCKED: "locked", State.OPEN: "open", State.PASSED: "done", State.COMPLETE: "done"}
 OUTCOMES = {
     Outcome.PASSED: ("Passed", "right"),
@@ -44,8 +46,18 @@ def title(text: str) -> RenderableType:
     return Rule(Text(text, style="bold"), align="left", style="dim", characters="-")
 
 
-def lines(items: Iterable[str], mark: str = "- ") -> Text:
-    return Text("\n".join(f"{mark}{item}" for item in items))
+def lines(items: Iterable[str], mark: str = "- ") -> RenderableType:
+    """A list; a line that wraps goes on under its own beginning."""
+    return Group(*(hanging(mark, item) if mark else Text(item) for item in items))
+
+
+def hanging(mark: str, text: str, style: str = "") -> RenderableType:
+    """`mark` and then `text`, whose further lines begin below its first."""
+    table = Table.grid()
+    table.add_column(no_wrap=True, width=len(mark))
+    table.add_column()
+    table.add_row(Text(mark, style=style), Text(text, style=style))
+    return table
 
 
 # --------------------------------------------------------------------------- verdicts
@@ -54,14 +66,16 @@ def lines(items: Iterable[str], mark: str = "- ") -> Text:
 def verdict(found: Verdict, note: str = "") -> RenderableType:
     """Outcome and headline, then the evidence, then the stages of a check, then one question."""
     name, style = OUTCOMES[found.outcome]
-    head = Text.assemble((f"{name}. ", f"bold {style}"), found.headline)
+    head = Text.assemble((f"{name}. ", style), visible(found.headline))
     parts: list[RenderableType] = [head]
-    if found.evidence:
+    # A malformed answer's headline says the form already.
+    evidence = [item for item in found.evidence if item.text not in found.headline]
+    if evidence:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="label", no_wrap=True)
         table.add_column(overflow="fold")
-        for item in found.evidence:
-            table.add_row(item.label, Text(item.text))
+        for item in evidence:
+            table.add_row(item.label, Text(visible(item.text)))
         parts.append(Padding(table, (0, 0, 0, 2)))
     if found.stages and not found.passed:
         parts.append(stages(found))
@@ -70,6 +84,11 @@ def verdict(found: Verdict, note: str = "") -> RenderableType:
     if note:
         parts.append(Text(note, style="dim"))
     return Group(*parts)
+
+
+def visible(text: str) -> str:
+    """What a learner's code wrote, its control characters spelled out: `\\x1b` moves no cursor."""
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def stages(found: Verdict) -> Text:
@@ -123,11 +142,12 @@ def plan_table(shown: Plan) -> RenderableType:
     table.add_column("Focus")
     table.add_column("Hands-on")
     table.add_column("Time")
+    all_chosen = all(row.chosen for row in shown.rows)  # then the mark says nothing
     for row in shown.rows:
         time = row.time if row.status == "written" else f"{row.time}, {row.status}"
         if row.left_out:
             time += f"; {row.left_out} left out"
-        name = row.title + (" (your focus)" if row.chosen else "")
+        name = row.title + (" (your focus)" if row.chosen and not all_chosen else "")
         table.add_row(str(row.phase), name, row.focus, row.hands_on, time)
     parts: list[RenderableType] = [table, Text("")]
     words = f"In all about {shown.hours:g} hours, {shown.weeks:g} weeks at your pace"
@@ -157,6 +177,8 @@ def first_session(shown: FirstSession) -> RenderableType:
 def later_session(shown: LaterSession, loaded: str) -> RenderableType:
     parts: list[RenderableType] = [title("Where we are"), Text(loaded), Text(shown.where)]
     table = Table.grid(padding=(0, 2))
+    for no_wrap in (True, False, True, True):
+        table.add_column(no_wrap=no_wrap)
     for row in shown.path:
         table.add_row(row.session, row.title, f"{row.passed} of {row.steps}", MARKS[row.state])
     parts += [Text(""), Text("The path", style="bold"), table]
@@ -182,8 +204,8 @@ def summary(shown: SessionSummary) -> RenderableType:
     head = f"{shown.session} {shown.title}: {shown.minutes} minutes so far."
     parts: list[RenderableType] = [Text(head), Text(shown.objective, style="dim")]
     table = Table.grid(padding=(0, 1))
-    for _ in range(2):
-        table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(max_width=max(console().width // 3, 10))
     table.add_column()
     for step in shown.steps:
         if step.state is State.LOCKED:
@@ -194,12 +216,12 @@ def summary(shown: SessionSummary) -> RenderableType:
         table.add_row(step.kind, step.title, f"{result} ({detail})")
     parts.append(table)
     if shown.concepts:
-        parts.append(Text("Mastered: " + ", ".join(item.title for item in shown.concepts)))
+        parts.append(hanging("Mastered: ", "; ".join(item.title for item in shown.concepts)))
     for heading, items in (("Built", shown.built), ("Insights", shown.insights)):
         if items:
-            parts.append(Text(f"{heading}: " + "; ".join(items)))
+            parts.append(hanging(f"{heading}: ", "; ".join(items)))
     for note in shown.notes:
-        parts.append(Text(f"Note: {note}"))
+        parts.append(hanging("Note: ", note))
     return Group(*parts)
 
 
@@ -214,7 +236,7 @@ def mastery(
         Text("To read outside, now or later:", style="bold"),
     ]
     for item in resources:
-        parts.append(Text(f"- {item.title} ({item.kind}). {item.where}"))
+        parts.append(hanging("- ", f"{item.title} ({item.kind}). {item.where}"))
         if item.why:
             parts.append(Padding(Text(item.why, style="dim"), (0, 0, 0, 2)))
     if milestone:
@@ -237,18 +259,24 @@ def status(outline: Outline, progress: Progress, loaded: str) -> RenderableType:
             passed = sum(progress.steps[step.id].passed for step in session.steps)
             cold = ", tested out" if record.tested_out else ""
             style = {"locked": "dim", "done": "right"}.get(MARKS[record.state], "")
-            head = f"  {session.id}  {session.title}"
             tail = f"{passed} of {len(session.steps)} steps, {MARKS[record.state]}{cold}"
-            parts.append(Text(f"{head:<46} {tail}", style=style))
+            parts.append(_two_ends(f"  {session.id}  {session.title}", tail, style))
             mastered = [c.title for c in session.concepts if c.id in progress.concepts_mastered]
             if mastered:
-                parts.append(Text("       mastered: " + "; ".join(mastered)))
+                parts.append(hanging("       mastered: ", "; ".join(mastered)))
             if record.state is State.OPEN:
                 parts += _open_session(outline, progress, session.id)
             elif record.state is State.LOCKED:
                 reason = why_locked(session.id, progress, outline)
-                parts.append(Text(f"       {reason}", style="dim"))
+                parts.append(hanging("       ", reason, "dim"))
     return Group(*parts)
+
+
+def _two_ends(head: str, tail: str, style: str = "", column: int = 46) -> Text:
+    """One line: `tail` from `column` on, earlier where the line would wrap; `head` is cut."""
+    width = console().width
+    column = max(min(column, width - len(tail) - 1), width // 2)
+    return Text(cut(f"{cut(head, column):<{column}} {tail}".rstrip(), width), style=style)
 
 
 def _open_session(outline: Outline, progress: Progress, session_id: str) -> list[RenderableType]:
@@ -258,18 +286,15 @@ def _open_session(outline: Outline, progress: Progress, session_id: str) -> list
         if step.passed:
             word = "done"
         elif step.state is State.OPEN:
-            rung = "" if step.gate.rung is Rung.STEP else f", {RUNG_NAMES[step.gate.rung]}"
-            used = min(step.gate.used + 1, ATTEMPTS)
-            word = f"next: attempt {used} of {ATTEMPTS}{rung}"
+            word = f"next: {describe(step.gate)}"
         else:
             word = ""
         mark = {State.PASSED: "x", State.OPEN: ">"}.get(step.state, " ")
         text = f"       [{mark}] {heading.kind:<8}{heading.title}"
-        rows.append(Text(f"{text:<60} {word}".rstrip(), style="" if word else "dim"))
+        rows.append(_two_ends(text, word, "" if word else "dim"))
     for concept in outline.session(session_id).concepts:
         if concept.id not in progress.concepts_mastered:
             missing = [proof for proof in concept.proofs if not progress.steps[proof].passed]
-            rows.append(
-                Text(f"       to master {concept.title}: {', '.join(missing)}", style="dim")
-            )
+            todo = f"to master {concept.title}: {', '.join(missing)}"
+            rows.append(hanging("       ", todo, "dim"))
     return rows

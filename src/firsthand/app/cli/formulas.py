@@ -10,7 +10,7 @@ SCRIPT = re.compile(r"([_^])(?:\{([^{}]*)\}|(\\?[A-Za-z]+|[0-9]))")
 COMMAND = re.compile(r"(\\[A-Za-z]+)(?=[_^])")
 WORDS = re.compile(r"([_^])\\(?:text|mathrm|operatorname)\{([^{}]*)\}")
 MARKS = {"_": "\ue000", "^": "\ue001"}  # stand-ins until the LaTeX around them is read
-SIMPLE = re.compile(r"[\w.]+|\\[A-Za-z]+")
+SIMPLE = re.compile(r"(?:\\partial\s*)?(?:[\w.]+|\\[A-Za-z]+)(?:[_^](?:\w|\{[^{}]*\}))?")
 
 
 def formula_text(latex: str) -> str:
@@ -21,7 +21,7 @@ def formula_text(latex: str) -> str:
     text = LatexNodes2Text(math_mode="text", strict_latex_spaces=False).latex_to_text(text)
     for sign, mark in MARKS.items():
         text = text.replace(mark, sign)
-    return " ".join(text.split())
+    return " ".join(re.sub(r"([·×∘])(?=\S)", r"\1 ", text).split())
 
 
 def _group(text: str, start: int) -> tuple[str, int] | None:
@@ -47,6 +47,7 @@ def _fractions(text: str) -> str:
         text = (
             text[: match.start()]
             + f"{_bracketed(above[0])}/{_bracketed(below[0])}"
+            + (" " if re.match(r"[\\\w]", text[below[1] :]) else "")
             + text[below[1] :]
         )
     return text

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -37,10 +37,11 @@ from firsthand.course.screens import (
 from firsthand.course.sitting import Consequence, Sitting, SittingError
 from firsthand.course.tasks import Task, Tasks, file_text
 from firsthand.course.verdicts import Outcome, Verdict
-from firsthand.course.workspace import Workspace
+from firsthand.course.workspace import Workspace, WorkspaceError
 
 TYPED_HELP = "Also: hint, simplify, theory, note TEXT, pause."
-FILE_KEYS = "Saved files are checked. Keys: c check now, h hint, s simplify, t theory, q pause."
+FILE_KEYS = "Keys: c check now, h hint, s simplify, t theory, n note, q pause."
+ELSEWHERE = "This question was answered in another window; the course goes on from there."
 LEAVE = ("pause", "quit", "exit", "q")
 
 
@@ -77,8 +78,12 @@ class Learning:
         with self._worker:
             try:
                 while not self._finished(screen := self.sitting.next()):
-                    with suppress(SittingError):  # answered elsewhere: go on with what is open now
+                    try:
                         self._show(screen)
+                    except SittingError:  # another process was quicker
+                        if self.sitting.next() == screen:
+                            raise
+                        self._print(Text(ELSEWHERE, style="note"), Text(""))
             except (Pause, EOFError, KeyboardInterrupt):
                 self.sitting.pause()
                 self._print(Text("\nPaused. Everything is saved; go on with: firsthand learn"))
@@ -215,12 +220,14 @@ class Learning:
         while True:
             answer = self._line("answer> ")
             verdict = task.check(answer)
-            if verdict.outcome in (Outcome.MALFORMED, Outcome.UNDECIDED):
+            if verdict.outcome is Outcome.MALFORMED:
                 self._print(drawing.verdict(verdict))
-                if verdict.outcome is Outcome.MALFORMED:
-                    continue
-            self._record(screen, verdict, answer)
-            self._print(drawing.verdict(verdict, "" if verdict.passed else "It returns sooner."))
+                continue
+            consequence = self._record(screen, verdict, answer)
+            if consequence is None:
+                continue
+            sooner = "It returns sooner." if consequence.counted and not verdict.passed else ""
+            self._print(drawing.verdict(verdict, sooner), Text(""))
             return
 
     def _step(self, screen: StepScreen) -> None:
@@ -233,6 +240,7 @@ class Learning:
                     drawing.title(f"Session {session.id}  {session.title}"),
                     Text(session.objective, style="bold"),
                     lesson(self.tasks.opening(session.id)),
+                    Text(""),
                 )
         task = self.tasks.task(screen, self.sitting.progress)
         self._print(drawing.step_title(screen))
@@ -253,14 +261,14 @@ class Learning:
             answer = self._line("answer> ")
             word = answer.strip().lower()
             if word == "hint":
-                self._hint(task)
+                self._hint(screen, task)
             elif word == "theory":
                 self._theory(screen, task)
             elif word == "simplify":
-                self.sitting.simplify()
+                self._simplify(screen)
                 return
-            elif word.startswith("note "):
-                self.sitting.note(answer.strip()[5:])
+            elif word == "note" or word.startswith("note "):
+                self._keep(answer.strip()[4:].strip())
             else:
                 verdict = task.check(answer)
                 if self._settled(screen, verdict, answer):
@@ -269,24 +277,38 @@ class Learning:
     def _file(self, screen: StepScreen, task: Task) -> None:
         assert task.file is not None
         place = f"{self.workspace.shown(task.file)}:{task.line}"
-        self._print(Text(f"Open {place} in your editor. {FILE_KEYS}", style="dim"))
-        self.tasks.checker.trial(screen.step, screen.seed)  # computed while the learner writes
-        with Watcher(task.file) as watcher:
+        with Watcher(task.file, self.workspace.state_folder) as watcher:
+            self._print(Text(f"Open {place} in your editor; each save is checked.", style="dim"))
+            self._print(Text(FILE_KEYS, style="dim"))
+            self.tasks.checker.trial(screen.step, screen.seed)  # computed while the learner writes
             while True:
                 pressed = watcher.wait()
                 if pressed in ("saved", "c", "\n", "\r"):
+                    watcher.seen()
                     text = file_text(task.file)
                     if self._settled(screen, task.check(text), text):
                         return
                 elif pressed == "h":
-                    self._hint(task)
+                    self._hint(screen, task)
                 elif pressed == "t":
                     self._theory(screen, task)
-                elif pressed == "s":
-                    self.sitting.simplify()
-                    return
+                elif pressed == "s":  # a key is pressed by mistake more easily than a word is typed
+                    self._print(Text("An easier case? s again goes down; any other key stays."))
+                    if watcher.wait() == "s":
+                        self._simplify(screen)
+                        return
+                    self._print(Text("Nothing changed.", style="dim"))
+                elif pressed == "n":
+                    with watcher.lines():
+                        self._keep(self._line("note> ").strip())
                 elif pressed in ("q", "\x04"):
                     raise Pause
+                elif pressed == "gone":
+                    raise WorkspaceError(
+                        f"{self.workspace.root} is no longer there; nothing can be saved in it."
+                    )
+                elif pressed.isprintable():
+                    self._print(Text(FILE_KEYS, style="dim"))
 
     def _settled(self, screen: StepScreen, verdict: Verdict, answer: str) -> bool:
         """Record and show a verdict; True when something else comes next."""
@@ -303,7 +325,9 @@ class Learning:
             return self.sitting.answer(screen, verdict, answer)
         except LogError as error:  # a full disk: the answer is shown, not lost
             self._print(Text(f"Not saved: {error}", style="wrong"))
-            self._print(Text(f"Your answer was: {answer[:500]}"))
+            if isinstance(screen, Review) or "\n" not in answer:  # a file is on the disk already
+                self._print(Text(f"Your answer was: {answer[:500]}"))
+            self._print(Text("Once there is room, answer again; or pause."))
             return None
 
     def _note(self, screen: StepScreen, verdict: Verdict, consequence: Consequence) -> str:
@@ -319,12 +343,27 @@ class Learning:
             return f"Attempt {consequence.before.used + 1} of {screen.of} is used."
         return "This costs no attempt."
 
-    def _hint(self, task: Task) -> None:
+    def _hint(self, screen: StepScreen, task: Task) -> None:
+        self._require_open(screen)
         number = self.sitting.hint(len(task.hints))
         if number is None:
             self._print(Text("There is no further hint. `simplify` goes to an easier case."))
         else:
             self._print(Text(f"Hint {number} of {len(task.hints)}: {task.hints[number - 1]}"))
+
+    def _simplify(self, screen: StepScreen) -> None:
+        self._require_open(screen)
+        self.sitting.simplify()
+
+    def _require_open(self, screen: StepScreen) -> None:
+        """What another window did must not turn a wish for this question into one for the next."""
+        if self.sitting.next() != screen:
+            raise SittingError(ELSEWHERE)
+
+    def _keep(self, text: str) -> None:
+        if text:
+            self.sitting.note(text)
+        self._print(Text("Kept with your notes." if text else "A note needs a text.", style="dim"))
 
     def _theory(self, screen: StepScreen, task: Task) -> None:
         self._print(lesson(self.tasks.theory(screen.step)))
@@ -332,7 +371,9 @@ class Learning:
     # ------------------------------------------------------------------ input and output
 
     def _line(self, prompt: str) -> str:
-        answer = self._ask(prompt)
+        *above, last = textwrap.wrap(prompt, console().width - 12) or [""]
+        self._print(*(Text(line) for line in above))
+        answer = self._ask(f"{last} ")
         if answer.strip().lower() in LEAVE:
             raise Pause
         return answer
@@ -349,28 +390,3 @@ def _typed_line(prompt: str) -> str:
     with suppress(ImportError):
         import readline  # noqa: F401  (editing and history of the typed line)
     return input(prompt)
-
-
-def where_we_are(course: Course, workspace: Workspace, log: EventLog, created: bool) -> list[str]:
-    """For a run without a terminal: where the learner stands and what to type next."""
-    from firsthand.course import recap
-    from firsthand.course.fold import progress as fold
-
-    found = fold(log.events(), course.outline)
-    place = _shown(workspace.root)
-    lines = [f"Workspace: {place} ({'new' if created else 'yours'})."]
-    if found.started_at is None:
-        lines.append("The course has not been started yet: it begins with a few questions.")
-    else:
-        lines.append(recap.loaded(course.outline, found).sentence)
-        if found.current is not None:
-            heading = course.outline.step(found.current)
-            lines.append(f"Next step: {heading.id}, {heading.kind}: {heading.title}.")
-    lines.append("Next, in a terminal: make learn   (or: .venv/bin/firsthand learn)")
-    return lines
-
-
-def _shown(path: Path) -> str:
-    with suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -57,7 +58,7 @@ def learn(
     place, created = workspace_or_new(workspace)
     with open_log(place) as log:
         if not interactive():
-            from firsthand.app.cli.learning import where_we_are
+            from firsthand.app.cli.commands import where_we_are
 
             log.ensure_created()
             for line in where_we_are(COURSE, place, log, created):
@@ -188,7 +189,7 @@ def export(
     from firsthand.app.cli.terminal import console
     from firsthand.course.exchange import export_state
 
-    with open_log(workspace_at(workspace), read_only=True) as log:
+    with open_log(workspace_at(workspace)) as log:
         exported = export_state(log, file)
     console().print(f"Exported {exported.events} events to {exported.path}.", markup=False)
 
@@ -204,14 +205,16 @@ def import_(
     """Bring progress from another machine. Nothing changes if the file is not whole."""
     from firsthand.app.cli.place import open_log, workspace_or_new
     from firsthand.app.cli.terminal import console
-    from firsthand.course.exchange import import_state
+    from firsthand.course.exchange import import_state, require_sound
+    from firsthand.course.recap import local_time
 
+    require_sound(file)  # before a workspace is made for it
     place, _ = workspace_or_new(workspace)
     with open_log(place) as log:
         imported = import_state(file, log, replace=replace)
     console().print(
-        f"Imported {imported.added} new events of {imported.events}, exported at "
-        f"{imported.exported_at}.",
+        f"Imported {imported.added} new events of {imported.events}, exported on "
+        f"{local_time(imported.exported_at)}.",
         markup=False,
     )
     if imported.backup is not None:
@@ -254,10 +257,15 @@ def _session(text: str) -> str:
 
 def main() -> None:
     """The entry point: every error of the learner's is one sentence, none of ours a traceback."""
+    from firsthand.app.cli.terminal import prepare_streams
+
+    prepare_streams()
+    # A terminal that is put back as it was, and a worker that ends, also when somebody ends us.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()
     except FirsthandError as error:
-        _fail(str(error), 1)
+        _fail(_sentences(error), 1)
     except BrokenPipeError:
         # The reader of a pipe has left; nothing more can be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -265,6 +273,8 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("Stopped.", 130)
     except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            _fail(f"{error.filename or 'The system'}: {error.strerror}.", 1)
         if os.environ.get("FIRSTHAND_TRACEBACK"):
             raise
         _fail(
@@ -272,6 +282,13 @@ def main() -> None:
             "FIRSTHAND_TRACEBACK=1 shows where.",
             70,
         )
+
+
+def _sentences(error: FirsthandError) -> str:
+    """The error, and what was typed where it could not be stored."""
+    data = getattr(error, "data", {})
+    typed = str(data.get("answer") or data.get("text") or "")
+    return f"{error}\nYou had typed: {typed[:500]}" if typed else str(error)
 
 
 def _fail(message: str, code: int) -> None:

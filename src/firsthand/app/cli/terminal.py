@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import shutil
 import sys
 from functools import cache
+from io import TextIOWrapper
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
@@ -14,8 +16,8 @@ from rich.theme import Theme
 WIDEST = 96
 THEME = Theme(
     {
-        "right": "green",
-        "wrong": "red",
+        "right": "bold green",
+        "wrong": "bold red",
         "note": "cyan",
         "dim": "dim",
         "label": "bold",
@@ -27,18 +29,67 @@ THEME = Theme(
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 INLINE = re.compile(r"(?<![\\$\w])\$([^$\n]+?)\$(?![\w$])")
+# What a terminal without Unicode shows instead; any other character becomes a question mark.
+PLAIN = str.maketrans(
+    {
+        "•": "*",
+        "·": "*",
+        "×": "x",
+        "−": "-",
+        "–": "-",
+        "—": "-",
+        "─": "-",
+        "━": "-",
+        "│": "|",
+        "▌": "|",
+        "→": "->",
+        "←": "<-",
+        "≤": "<=",
+        "≥": ">=",
+        "≠": "!=",
+        "≈": "~",
+        "²": "^2",
+        "³": "^3",
+        "…": "...",
+        "‘": "'",
+        "’": "'",
+        "“": '"',
+        "”": '"',
+        "µ": "u",
+        "\u00a0": " ",
+    }
+)
 
 
-@cache
+def prepare_streams() -> None:
+    """No character that a terminal cannot show or send ever ends the program."""
+    codecs.register_error("plain", _plain)
+    for stream, handler in ((sys.stdin, "replace"), (sys.stdout, "plain"), (sys.stderr, "plain")):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=handler)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(PLAIN)
+    return "".join(letter if letter.isascii() else "?" for letter in text), error.end
+
+
 def console() -> Console:
     """Standard output: at most 96 columns wide, 80 when piped; NO_COLOR is honoured."""
-    width = min(shutil.get_terminal_size((80, 24)).columns, WIDEST)
-    return Console(theme=THEME, width=max(width, 20), highlight=False, soft_wrap=False)
+    found = _console()
+    found.width = max(min(shutil.get_terminal_size((80, 24)).columns, WIDEST), 20)
+    return found
 
 
 @cache
-def errors() -> Console:
-    return Console(theme=THEME, stderr=True, highlight=False)
+def _console() -> Console:
+    return Console(theme=THEME, highlight=False, soft_wrap=False)
+
+
+def cut(text: str, width: int) -> str:
+    """`text` in at most `width` columns, its end replaced by three dots where it is longer."""
+    return text if len(text) <= width else text[: max(width - 3, 0)].rstrip() + "..."
 
 
 def interactive() -> bool:
@@ -54,6 +105,8 @@ def lesson(text: str) -> RenderableType:
         pieces += _prose(text[position : fence.start()])
         pieces.append(_block(fence[1], fence[2]))
         position = fence.end()
+        if text[position:].strip():
+            pieces.append(Text(""))
     pieces += _prose(text[position:])
     return Group(*pieces)
 
@@ -63,6 +116,8 @@ def _prose(text: str) -> list[RenderableType]:
         return [Text("")] if text.count("\n") > 1 else []
     from rich.markdown import Markdown
 
+    if not _unicode():  # a formula in question marks says nothing; its LaTeX does
+        return [Markdown(text, hyperlinks=False), Text("")]
     from firsthand.app.cli.formulas import formula_text
 
     def display(match: re.Match[str]) -> str:
@@ -84,8 +139,10 @@ def _block(language: str, body: str) -> RenderableType:
     if language in ("python", "py"):
         from rich.syntax import Syntax
 
-        return Syntax(body.rstrip("\n"), "python", theme="ansi_dark", background_color="default")
-    return Text(_indented(body.rstrip("\n")), no_wrap=True, overflow="ignore")
+        code = body.rstrip("\n")
+        # A long line goes on below: a line of code that is cut off cannot be put in order.
+        return Syntax(code, "python", theme="ansi_dark", background_color="default", word_wrap=True)
+    return Text(_indented(body.rstrip("\n")), overflow="fold")
 
 
 def _indented(text: str) -> str:
@@ -100,6 +157,9 @@ def diagram(source: str, width: int) -> str:
     import termaid
 
     ascii_only = not _unicode()
+    # Right-to-left and bottom-up pictures come out mirrored: they are drawn the usual way.
+    source = re.sub(r"\A(\s*(?:flowchart|graph)) RL", r"\1 LR", source)
+    source = re.sub(r"\A(\s*(?:flowchart|graph)) BT", r"\1 TD", source)
     for text in (source, re.sub(r"\A(\s*(?:flowchart|graph)) LR", r"\1 TD", source)):
         for padding, gap in ((1, 4), (1, 2), (0, 1)):
             try:

@@ -99,7 +99,8 @@ def form_mismatch(got: Any, expected: Any, path: str = "") -> str | None:
             return f"{kind_of(got)}{place} instead of a bool"
         return None
     if is_number(expected):
-        if not is_number(got) or np.ndim(got) != 0:
+        imaginary = np.iscomplexobj(got) and not np.iscomplexobj(expected)
+        if not is_number(got) or np.ndim(got) != 0 or imaginary:
             return f"{kind_of(got)}{place} instead of a number"
         integral = isinstance(expected, int | np.integer)
         if integral and not isinstance(got, int | np.integer) and not float(got).is_integer():
@@ -118,10 +119,12 @@ def leaf_distance(got: Any, expected: Any) -> float:
     NaN equals NaN and inf equals inf: for fingerprints, the same failure is the same print.
     """
     if is_number(expected) and is_number(got):
+        if type(got) is float and type(expected) is float and math.isfinite(got - expected):
+            return abs(got - expected) / max(1.0, abs(expected))
         one, other = np.asarray(got), np.asarray(expected)
         if one.shape != other.shape:
             return math.inf
-        if one.size == 0:
+        if one.size == 0 or (one.dtype == other.dtype and one.tobytes() == other.tobytes()):
             return 0.0
         wide = np.result_type(one.dtype, other.dtype, np.float64)
         one, other = one.astype(wide), other.astype(wide)

@@ -78,12 +78,20 @@ def compare(got: Array, expected: Array, argument: int, tolerance: float) -> Gra
 def _shape_class(got: Array, expected: Array) -> str:
     if got.shape == expected.shape[::-1]:
         return "it has the shape of the transpose"
-    if got.size > expected.size:
+    if _repeats(expected.shape, got.shape):
         return (
             f"it has shape {got.shape}, the input {expected.shape}: "
             "an axis that was broadcast is not summed"
         )
     return f"it has shape {got.shape}, the input {expected.shape}"
+
+
+def _repeats(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    """Whether broadcasting would repeat an array of the one shape into the other."""
+    try:
+        return small != large and np.broadcast_shapes(small, large) == large
+    except ValueError:
+        return False
 
 
 def _class_of(got: Array, expected: Array, allowed: float) -> str | None:
@@ -94,7 +102,8 @@ def _class_of(got: Array, expected: Array, allowed: float) -> str | None:
         if np.all(np.abs(got - ratio * expected) <= allowed * max(1.0, abs(ratio))):
             if ratio == 0.0:
                 return "every entry is zero"
-            return f"every entry is {ratio:.4g} times the right one"
+            if abs(ratio - 1.0) > 1e-3:  # closer is an inaccuracy, not a factor
+                return f"every entry is {ratio:.4g} times the right one"
     square = got.ndim == 2 and got.shape[0] == got.shape[1]
     if square and float(np.max(np.abs(got.T - expected))) <= allowed:
         return "it is the transpose of the right one"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from firsthand.course.checks.presentation import (
     value_text,
 )
 from firsthand.course.checks.requests import Raised, Returned, Run, RunStatus
-from firsthand.course.checks.trial import Trial, print_of
+from firsthand.course.checks.trial import Print, Trial, print_of
 from firsthand.course.sources import PartName
 from firsthand.course.steps import Mistake
 from firsthand.course.verdicts import (
@@ -137,11 +138,15 @@ class Examination:
     def _diagnosis(self) -> Mistake | None:
         if self.run.status is not RunStatus.FINISHED:
             return None
-        build, trial = self.trial.build, self.trial
-        matches = trial.matches(print_of(build, trial.calls[: trial.probe_count], self.run))
+        matches = self.trial.matches(self._print)
         if len(matches) != 1:
             return None
         return next(mistake for mistake in self.mistakes if mistake.id == matches[0])
+
+    @cached_property
+    def _print(self) -> Print:
+        """The learner's own fingerprint; only of a run that is finished and complete."""
+        return print_of(self.trial.build, self.trial.calls[: self.trial.probe_count], self.run)
 
     def _passed_text(self) -> str:
         count = self.trial.probe_count + len(self.trial.groups)
@@ -168,11 +173,18 @@ class Examination:
 
     # ------------------------------------------------------------------ the stages
 
+    def _complete(self) -> bool:
+        """Whether there is one result for each call, with all its arguments."""
+        calls, results = self.trial.calls, self.run.results
+        return len(results) == len(calls) and all(
+            isinstance(result, Raised) or len(result.arguments) == len(arguments)
+            for arguments, result in zip(calls, results, strict=True)
+        )
+
     def _import(self) -> Verdict | None:
         run = self.run
         if run.status is RunStatus.FINISHED:
-            complete = len(run.results) == len(self.trial.calls)
-            if not complete:  # fail closed: fewer answers than questions is never a pass
+            if not self._complete():  # fail closed: fewer answers than questions is never a pass
                 return Verdict(Outcome.UNDECIDED, "The check came back incomplete. Check again.")
             if run.used:
                 return Verdict(
@@ -291,9 +303,15 @@ class Examination:
             if isinstance(expected, Raised):
                 if isinstance(got, Raised) and got.type_name == expected.type_name:
                     continue
+                did = (
+                    f"refuses a call with {got.type_name} where its contract names "
+                    f"{expected.type_name}."
+                    if isinstance(got, Raised)
+                    else "accepts a call that its contract refuses."
+                )
                 return Verdict(
                     Outcome.WRONG,
-                    f"{self._name} accepts a call that its contract refuses.",
+                    f"{self._name} {did}",
                     (
                         Evidence("call", self._call(index)),
                         Evidence("got", result_text(got)),
@@ -315,8 +333,7 @@ class Examination:
                     Outcome.WRONG, f"{self._name} returns a wrong value.", tuple(evidence)
                 )
         for index, got, _ in self._probes():
-            facts = print_of(self.trial.build, self.trial.calls[: self.trial.probe_count], self.run)
-            changed = facts.facts[index].changed
+            changed = self._print.facts[index].changed
             if changed:
                 assert isinstance(got, Returned)
                 return Verdict(
@@ -376,9 +393,8 @@ class Examination:
         return None
 
     def _layout(self) -> Verdict | None:
-        facts = print_of(self.trial.build, self.trial.calls[: self.trial.probe_count], self.run)
         for index, got, _ in self._probes():
-            broken = facts.facts[index].layout_broken
+            broken = self._print.facts[index].layout_broken
             if broken and isinstance(got, Returned):
                 evidence = [Evidence("call", self._call(index))]
                 if got.layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ def value_text(value: Any) -> str:
     if isinstance(value, np.generic):
         return value_text(value.item())
     if isinstance(value, float):
+        if not math.isfinite(value):
+            return _float_text(value)
         return f"{value:.6g}" if len(repr(value)) > 8 else repr(value)
     if isinstance(value, tuple):
         inside = ", ".join(value_text(item) for item in value)
@@ -48,12 +51,22 @@ def _array_text(array: np.ndarray[Any, Any]) -> str:
     )
     text = " ".join(text.split()).replace("[ ", "[")
     if array.ndim and not array.size:
-        return f"np.zeros({array.shape})"
-    return f"np.array({text})"
+        return f"np.zeros({array.shape}{_dtype_text(array)})"
+    return f"np.array({text}{_dtype_text(array)})"
+
+
+def _dtype_text(array: np.ndarray[Any, Any]) -> str:
+    """Nothing for the dtypes that the text alone gives back."""
+    usual = array.dtype in (np.float64, np.int64, np.bool_, np.complex128)
+    if usual and (array.size or array.dtype == np.float64):
+        return ""
+    return f", dtype=np.{array.dtype.name}"
 
 
 def _float_text(value: float) -> str:
-    """Six significant digits, always recognisable as a float."""
+    """Six significant digits, always recognisable as a float; `np.nan` and `np.inf` by name."""
+    if not math.isfinite(value):
+        return "np.nan" if math.isnan(value) else "np.inf" if value > 0 else "-np.inf"
     text = f"{value:.6g}"
     return text if any(mark in text for mark in ".en") else f"{text}."
 

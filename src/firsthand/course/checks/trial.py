@@ -45,6 +45,13 @@ class Print:
     results: tuple[Result, ...]
     facts: tuple[Facts, ...]
 
+    def only(self, probes: Sequence[int]) -> Print:
+        """The print of some of the probes."""
+        return Print(
+            tuple(self.results[index] for index in probes),
+            tuple(self.facts[index] for index in probes),
+        )
+
     def distance(self, other: Print) -> float:
         """inf where the facts differ, else the largest distance of any result."""
         if len(self.results) != len(other.results) or self.facts != other.facts:
@@ -74,13 +81,24 @@ class Trial:
     def matches(self, learner: Print) -> list[str]:
         """The mistakes whose fingerprint the learner's results have.
 
-        A print of nothing but exceptions identifies nobody.
+        A mistake that shows in ordinary calls is recognised by these alone: who makes it has often
+        left out the refusal of bad arguments as well. A print of nothing but exceptions identifies
+        nobody.
         """
         if not any(isinstance(result, Returned) for result in learner.results):
             return []
-        return [
-            name for name, item in self.prints.items() if item.distance(learner) <= self.tolerance
+        ordinary = [
+            index
+            for index, result in enumerate(self.expected.results)
+            if isinstance(result, Returned)
         ]
+        found = []
+        for name, item in self.prints.items():
+            shown = item.only(ordinary).distance(self.expected.only(ordinary)) > self.tolerance
+            probes = ordinary if shown else list(range(len(item.results)))
+            if item.only(probes).distance(learner.only(probes)) <= self.tolerance:
+                found.append(name)
+        return found
 
 
 def draw(build: Build, seed: int) -> np.random.Generator:
