@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help learn test test-all lint format clean
+.PHONY: help learn stack test test-all lint format clean
 
 help:
 	@echo "make learn     set up, then start (or go on with) the course"
+	@echo "make stack     install what the language model needs (PyTorch, Numba)"
 	@echo "make test      lint, types and tests: what every change must pass"
 	@echo "make test-all  the slow tests too"
 	@echo "make format    let ruff put the code in its usual form"
@@ -28,10 +29,17 @@ $(VENV)/.learn: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing what the tests need (once; a minute or two)..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.learn $(VENV)/.stack
+
+$(VENV)/.stack: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what the language model needs (once; a minute or two)..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[stack,data]'
 	@touch $@ $(VENV)/.learn
 
 learn: $(VENV)/.learn
 	@$(BIN)/firsthand learn --workspace mine
+
+stack: $(VENV)/.stack
 
 lint: $(VENV)/.test
 	@$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from firsthand.app.cli.stack import data_app, tokenizer_app
 from firsthand.course.errors import FirsthandError
 
 app = typer.Typer(
@@ -27,6 +28,8 @@ app = typer.Typer(
 )
 course_app = typer.Typer(no_args_is_help=True, help="For authors of the course.")
 app.add_typer(course_app, name="course")
+app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(data_app, name="data")
 
 WorkspaceOption = Annotated[
     Optional[Path],  # noqa: UP045  (typer reads it at run time)

@@ -1,0 +1,60 @@
+"""What this machine can do at most: copy bandwidth and matrix-product rate, measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Measured limits of one machine.
+
+    Attributes:
+        bandwidth: bytes read and written in a second by a copy that no cache holds.
+        flop_rate: float32 FLOPs in a second of a large matrix product.
+        threads: PyTorch's threads at the time.
+    """
+
+    bandwidth: float
+    flop_rate: float
+    threads: int
+
+
+def measure_ceilings(*, copy_bytes: int = 256 * MIB, side: int = 1024, runs: int = 5) -> Ceilings:
+    """Measure both ceilings with PyTorch's present number of threads.
+
+    Args:
+        copy_bytes: size of the array that is copied; well above the last-level cache.
+        side: rows and columns of the square matrices.
+        runs: of each measurement; the fastest counts, since a ceiling is what is possible.
+    Raises:
+        ValueError: a size or number of runs below 1.
+    """
+    if min(copy_bytes // 4, side, runs) < 1:
+        raise ValueError(f"copy_bytes {copy_bytes}, side {side} and runs {runs} are too small")
+    source = torch.ones(copy_bytes // 4)
+    target = torch.empty_like(source)
+    copy_seconds = _fastest(lambda: target.copy_(source), runs)
+    left, right, product = (torch.full((side, side), 0.5) for _ in range(3))
+    product_seconds = _fastest(lambda: torch.mm(left, right, out=product), runs)
+    return Ceilings(
+        bandwidth=2 * source.nbytes / copy_seconds,
+        flop_rate=2 * side**3 / product_seconds,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _fastest(call: Callable[[], object], runs: int) -> float:
+    call()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,1 @@
+"""RMSNorm and LayerNorm over the last axis, with their gradients."""

@@ -1,0 +1,1 @@
+"""SwiGLU: silu(gate) · up, where silu(z) = z σ(z)."""

@@ -1,0 +1,139 @@
+"""The table of a ladder: time, bytes, FLOPs and the share of the machine's ceiling by rung."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from firsthand.llm.kernels.ceilings import Ceilings
+from firsthand.llm.kernels.ladder import Ladder, Rung, Shape
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rung at one shape.
+
+    Attributes:
+        ladder, rung: their names.
+        backward: whether the gradients were computed too.
+        seconds: the median of the runs.
+        fastest, slowest: the spread, seconds.
+        bytes_moved: by this rung's own passes over memory.
+        flops: of the operation.
+        ceiling_share: the least time the machine's ceilings allow for the operation (each input
+            read once, each result written once) over `seconds`; above 1 only when the data fit
+            in a cache that is faster than the measured bandwidth.
+    """
+
+    ladder: str
+    rung: str
+    backward: bool
+    seconds: float
+    fastest: float
+    slowest: float
+    bytes_moved: int
+    flops: int
+    ceiling_share: float
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes moved in a second."""
+        return self.bytes_moved / self.seconds
+
+    @property
+    def flop_rate(self) -> float:
+        """FLOPs in a second."""
+        return self.flops / self.seconds
+
+
+def time_ladder(
+    ladder: Ladder,
+    ceilings: Ceilings,
+    *,
+    shape: Shape | None = None,
+    backward: bool = True,
+    runs: int = 5,
+    seed: int = 0,
+) -> list[Row]:
+    """Time each rung in float32 on the same random inputs, plain first.
+
+    Args:
+        ladder: what to time.
+        ceilings: of this machine, with the same number of threads.
+        shape: sizes by name; None is the ladder's own.
+        backward: whether gradients are computed too.
+        runs: measurements of each rung, at least 1, after one that is not counted.
+        seed: of the inputs.
+    Raises:
+        ValueError: no run, or sizes that are not the ladder's.
+    """
+    sizes = {**ladder.shape, **(shape or {})}
+    if runs < 1 or set(sizes) != set(ladder.shape):
+        raise ValueError(f"{runs} runs of {ladder.name} with the sizes {sizes}")
+    generator = np.random.default_rng(seed)
+    inputs = ladder.inputs(sizes, generator)
+    cotangent = generator.standard_normal(np.shape(_output(ladder, inputs)))
+    rows = []
+    for rung in ladder.rungs:
+        times = _times(_call(ladder, rung, inputs, cotangent if backward else None), runs)
+        rows.append(_row(ladder, rung, sizes, backward, times, ceilings))
+    return rows
+
+
+def _output(ladder: Ladder, inputs: dict[str, Any]) -> Any:
+    rung = ladder.rungs[-1]
+    return ladder.run(rung, rung.prepare(inputs))[0]
+
+
+def _call(ladder: Ladder, rung: Rung, inputs: Any, cotangent: Any) -> Callable[[], object]:
+    prepared = rung.prepare(inputs)
+    if cotangent is None:
+        return lambda: _without_graph(ladder, rung, prepared)
+    given = rung.prepare({"cotangent": np.asarray(cotangent)})["cotangent"]
+    return lambda: ladder.run(rung, prepared, given)
+
+
+def _without_graph(ladder: Ladder, rung: Rung, prepared: Any) -> object:
+    with torch.no_grad():
+        return ladder.run(rung, prepared)
+
+
+def _times(call: Callable[[], object], runs: int) -> list[float]:
+    call()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def _row(
+    ladder: Ladder,
+    rung: Rung,
+    shape: Shape,
+    backward: bool,
+    times: list[float],
+    ceilings: Ceilings,
+) -> Row:
+    seconds = statistics.median(times)
+    flops = ladder.flops.of(shape, backward=backward)
+    least_bytes = ladder.bytes_moved.of(shape, backward=backward)
+    least_seconds = max(flops / ceilings.flop_rate, least_bytes / ceilings.bandwidth)
+    return Row(
+        ladder=ladder.name,
+        rung=rung.name,
+        backward=backward,
+        seconds=seconds,
+        fastest=min(times),
+        slowest=max(times),
+        bytes_moved=rung.bytes_moved.of(shape, backward=backward),
+        flops=flops,
+        ceiling_share=least_seconds / seconds,
+    )
