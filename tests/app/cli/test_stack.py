@@ -88,6 +88,9 @@ def test_a_damaged_shard_is_named(folder: Path, tmp_path: Path) -> None:
         (("tokenizer", "train", "texts", "--pattern", "gpt9"), "gpt9"),
         (("tokenizer", "train", "nowhere"), "nowhere"),
         (("data", "prepare", "nowhere"), "nowhere"),
+        (("data", "prepare", "texts", "--unit", "page"), "page"),
+        (("data", "prepare", "hf:a/b", "texts"), "One dataset"),
+        (("data", "prepare", "texts", "--size", "9"), "--size"),
         (("data", "inspect", "texts"), "texts"),
         (("data", "inspect", "--document", "9999"), "9999"),
     ],
@@ -99,6 +102,24 @@ def test_bad_input_is_one_sentence(folder: Path, words: tuple[str, ...], said: s
     assert said in found.stderr
     assert "Traceback" not in found.stderr
     assert len(found.stderr.strip().splitlines()) == 1
+
+
+def test_a_dataset_is_read_by_its_name(folder: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"body": [f"{number} {TEXT}" for number in range(6)]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(folder / "saved"))
+    words = ("data", "prepare", "hf:saved", "--field", "body", "--out", "fromhub")
+    found = firsthand(*words, folder=folder)
+    assert found.returncode == 0, found.stderr
+    assert "fromhub: train: " in found.stdout
+
+
+def test_lines_can_be_documents(folder: Path) -> None:
+    words = ("data", "prepare", "texts/1.txt", "--unit", "line", "--out", "lines")
+    found = firsthand(*words, "--validation-share", "0", folder=folder)
+    assert found.returncode == 0, found.stderr
+    # the first line begins with its number; the others are equal, and kept once
+    assert "in 2 documents" in found.stdout
 
 
 def test_ids_that_are_no_numbers_are_named(folder: Path) -> None:

@@ -31,15 +31,19 @@ data_app = typer.Typer(
 )
 
 EMBEDDED = "embedded"
+UNITS = ("file", "section", "line")
 END_OF_TEXT = "<|endoftext|>"
 COLORS = ("on blue", "on magenta", "on cyan", "on green", "on yellow", "on red")
 
 SourceArgument = Annotated[
     Optional[list[str]],  # noqa: UP045  (typer reads it at run time)
     typer.Argument(
-        help="Files or folders (text, .jsonl, .parquet). Default: embedded, the library of the "
-        "Python that runs this."
+        help="Files or folders (text, .jsonl, .parquet), or hf:NAME, a dataset of the Hugging Face "
+        "hub. Default: embedded, the library of the Python that runs this."
     ),
+]
+UnitOption = Annotated[
+    str, typer.Option(help="What a document is in a text file: file, section or line.")
 ]
 FieldOption = Annotated[str, typer.Option(help="Field of a JSONL or Parquet record.")]
 SizeOption = Annotated[
@@ -80,14 +84,25 @@ def progress_console() -> Console:
     return Console(stderr=True)
 
 
-def source_of(paths: list[str] | None, field: str, size: int | None) -> Source:
-    """The embedded corpus, or the files that are named."""
+def source_of(paths: list[str] | None, field: str, size: int | None, unit: str = "file") -> Source:
+    """The embedded corpus, the files that are named, or `hf:NAME[:CONFIGURATION]`, streamed."""
     from firsthand.llm.data.embedded import EmbeddedCorpus
     from firsthand.llm.data.sources import LocalFiles
+    from firsthand.llm.data.tables import HuggingFaceDataset
 
     if not paths or paths == [EMBEDDED]:
         return EmbeddedCorpus(size=size)
-    return LocalFiles(paths, field=field)
+    if size is not None:
+        raise FirsthandError("--size is for the embedded corpus.")
+    hub = [path for path in paths if path.startswith("hf:")]
+    if not hub:
+        if unit not in UNITS:
+            raise FirsthandError(f"--unit is one of {', '.join(UNITS)}, not {unit}.")
+        return LocalFiles(paths, field=field, unit=unit)  # type: ignore[arg-type]
+    if len(paths) > 1:
+        raise FirsthandError("One dataset at a time, and no files beside it.")
+    name, _, configuration = hub[0].removeprefix("hf:").partition(":")
+    return HuggingFaceDataset(name, field=field, configuration=configuration or None)
 
 
 # --------------------------------------------------------------------------- tokenizer
@@ -287,6 +302,7 @@ def data_prepare(
     out: Annotated[Path, typer.Option(help="Folder for the shards.")] = Path("data"),
     validation_share: Annotated[float, typer.Option(help="Share of documents kept apart.")] = 0.02,
     field: FieldOption = "text",
+    unit: UnitOption = "file",
     size: SizeOption = None,
     skip_problems: Annotated[
         bool, typer.Option(help="Skip unreadable documents and list them, instead of stopping.")
@@ -315,7 +331,7 @@ def data_prepare(
             bar.update(task, description=words, completed=now.text_bytes, total=now.total_bytes)
 
         manifest = prepare(
-            source_of(sources, field, size),
+            source_of(sources, field, size, unit),
             _load(tokenizer),
             out,
             validation_share=validation_share,
