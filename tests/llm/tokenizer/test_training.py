@@ -93,6 +93,11 @@ def test_a_lone_surrogate_names_its_text_and_place() -> None:
         train(["fine", "ab\ud800"], 300)
 
 
+def test_a_text_without_a_place_to_cut_is_named() -> None:
+    with pytest.raises(TokenizerError, match=r"text 2: a piece of 17000001 bytes at byte 1 "):
+        train(["fine", "x" * 3_000_000, "a " + "=" * 17_000_000], 300)
+
+
 def test_an_error_in_the_source_comes_through() -> None:
     def broken() -> object:
         yield "text"

@@ -17,7 +17,8 @@ def formula_text(latex: str) -> str:
     """One formula without its dollars, as text. Anything unknown stays as it is written."""
     from pylatexenc.latex2text import LatexNodes2Text
 
-    text = _scripts(_fractions(latex.strip()))
+    text = re.sub(r"\\ne(?![A-Za-z])", r"\\neq", latex.strip())  # a macro the reader lacks
+    text = _scripts(_fractions(text))
     text = LatexNodes2Text(math_mode="text", strict_latex_spaces=False).latex_to_text(text)
     for sign, mark in MARKS.items():
         text = text.replace(mark, sign)

@@ -31,6 +31,7 @@ data_app = typer.Typer(
 )
 
 EMBEDDED = "embedded"
+STARTING = "starting (the first time it compiles)"
 UNITS = ("file", "section", "line")
 END_OF_TEXT = "<|endoftext|>"
 COLORS = ("on blue", "on magenta", "on cyan", "on green", "on yellow", "on red")
@@ -122,7 +123,13 @@ def tokenizer_train(
     size: SizeOption = None,
 ) -> None:
     """Learn a vocabulary from text. The special tokens of chats are part of it."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
     from firsthand.app.cli.terminal import console
 
@@ -135,14 +142,16 @@ def tokenizer_train(
         bar = Progress(
             TextColumn("{task.description:<16}"),
             BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f} of {task.total:.0f}"),
+            MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=progress_console(),
             transient=True,
         )
         tasks: dict[str, object] = {}
+        starting = bar.add_task(STARTING, total=None)
 
         def show(stage: str, done: int, total: int | None) -> None:
+            bar.update(starting, visible=False)
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=float(total or 0))
             bar.update(tasks[stage], completed=float(done), total=float(total or done))  # type: ignore[arg-type]
@@ -324,7 +333,7 @@ def data_prepare(
     with one_sentence(), bar:
         from firsthand.llm.data.preparation import prepare
 
-        task = bar.add_task("reading", total=None)
+        task = bar.add_task(STARTING, total=None)
 
         def show(now: Prepared) -> None:
             words = f"{now.documents} documents"

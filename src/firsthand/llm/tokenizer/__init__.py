@@ -1,7 +1,8 @@
 """Byte-level BPE: train, encode, decode, special tokens, chat template and exchange formats.
 
-Read in this order: byte_alphabet, patterns, naive, tokenizer, chat, inspect, hugging_face; then
-how it is made fast: compiling, scan, pieces, merging, encoding, counting, merge_training.
+Read in this order: byte_alphabet, patterns, naive, tokenizer, streaming, chat, inspect, formats,
+hugging_face, tiktoken_export; then how it is made fast: compiling, scan, batch_scan, pieces,
+merging, encoding, counting, pair_heap, merge_training, training.
 """
 
 from firsthand.llm.tokenizer.errors import TokenizerError

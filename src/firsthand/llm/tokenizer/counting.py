@@ -57,17 +57,17 @@ def count_pieces(
     for table in tables:
         free.put(table)
 
-    def work(documents: list[bytes]) -> int:
+    def work(first: int, documents: list[bytes]) -> int:
         table = free.get()
         try:
-            return _count(table, documents, pattern)
+            return _count(table, first, documents, pattern)
         finally:
             free.put(table)
 
     with ThreadPoolExecutor(workers) as pool:
         running: deque[Future[int]] = deque()
-        for batch in _batches(texts):
-            running.append(pool.submit(work, batch))
+        for first, batch in _batches(texts):
+            running.append(pool.submit(work, first, batch))
             # No more text in memory than the workers can take.
             while len(running) > workers:
                 total += running.popleft().result()
@@ -87,7 +87,6 @@ def unpack(table: PieceTable) -> tuple[Bytes, Integers, Integers]:
         Their bytes in a row, (bytes,); the end of each, (pieces,); the count of each, (pieces,).
     """
     lengths = table.slots[:, 2] >> np.uint64(40)
-    # Sorted, so that the result does not depend on the number of workers.
     data = np.zeros(int(lengths.sum()), np.uint8)
     ends = np.zeros(int(table.sizes[0]), np.int64)
     counts = np.zeros(int(table.sizes[0]), np.int64)
@@ -95,7 +94,8 @@ def unpack(table: PieceTable) -> tuple[Bytes, Integers, Integers]:
     return data, ends, counts
 
 
-def _batches(texts: Iterable[str | bytes]) -> Iterator[list[bytes]]:
+def _batches(texts: Iterable[str | bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    """Texts of some megabytes together, with the number of the first of them."""
     batch: list[bytes] = []
     size = 0
     for number, text in enumerate(texts):
@@ -105,23 +105,25 @@ def _batches(texts: Iterable[str | bytes]) -> Iterator[list[bytes]]:
             raise TokenizerError(f"text {number}: {error}") from None
         size += len(batch[-1])
         if size >= _BATCH_BYTES:
-            yield batch
+            yield number + 1 - len(batch), batch
             batch, size = [], 0
     if batch:
-        yield batch
+        yield number + 1 - len(batch), batch
 
 
-def _count(table: PieceTable, documents: list[bytes], pattern: str) -> int:
+def _count(table: PieceTable, first: int, documents: list[bytes], pattern: str) -> int:
     data, words, ends = buffer_of(documents)
     progress = np.zeros(3, np.int64)
     starts = np.empty(BATCH, np.int64)
     number, classes = PATTERN_NUMBERS[pattern], character_classes()
     while _count_pieces(data, words, ends, classes, number, table.views, starts, progress) == _FULL:
         needed = int(progress[_NEEDED])
-        if needed > _LONGEST:
+        if needed >= _LONGEST:
+            document = int(progress[_DOCUMENT])
+            offset = int(progress[_POSITION]) - (int(ends[document - 1]) if document else 0)
             raise TokenizerError(
-                f"a piece of {needed} bytes without a place to cut, at byte {progress[_POSITION]} "
-                f"of a batch of {len(data)}; more than {_LONGEST} is no text to learn words from"
+                f"text {first + document}: a piece of {needed} bytes at byte {offset} in which the "
+                f"pattern makes no cut; fewer than {_LONGEST} are words to learn from"
             )
         table.make_room(needed)
     return int(ends[-1])

@@ -37,7 +37,7 @@ _POSITION, _DOCUMENT, _WRITTEN, _TOKENS, _NEEDED = range(5)
 class PieceEncoder:
     """Encodes bytes with one list of merges. Safe to call from several threads, one at a time runs.
 
-    The pieces it has seen are kept in at most about 50 MB; then it forgets them all.
+    The pieces it has seen are kept in at most about 60 MB; then it forgets them all.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firsthand.llm.tokenizer.byte_alphabet import BYTE_IDS
-from firsthand.llm.tokenizer.compiling import Integer, compiled, compiled_part
+from firsthand.llm.tokenizer.compiling import Integer, compiled, compiled_part, inlined
 from firsthand.llm.tokenizer.errors import TokenizerError
 from firsthand.llm.tokenizer.merging import Integers
 from firsthand.llm.tokenizer.pair_heap import (
@@ -181,7 +181,7 @@ def _list_first_places(corpus: Corpus, rows: Integers, pairs: Integers, pool: Pl
                 corpus.pair_of[i] = row
 
 
-@compiled_part
+@inlined
 def _add_place(pairs: Integers, pool: Places, row: int, place: Integer) -> None:
     pool[pairs[row, START] + pairs[row, LENGTH]] = place
     pairs[row, LENGTH] += 1

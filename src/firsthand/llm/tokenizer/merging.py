@@ -7,7 +7,7 @@ pairs in a heap, so that a megabyte without a space takes n log n.
 import numpy as np
 from numpy.typing import NDArray
 
-from firsthand.llm.tokenizer.compiling import Integer, compiled, compiled_part
+from firsthand.llm.tokenizer.compiling import Integer, compiled, compiled_part, inlined
 
 Integers = NDArray[np.int64]
 
@@ -41,7 +41,7 @@ def _fill(table: Integers, pairs: Integers, merge_ids: Integers) -> None:
         table[i, 1] = np.int64(rank) << 32 | merge_ids[rank]
 
 
-@compiled_part
+@inlined
 def merge_of(table: Integers, left: Integer, right: Integer) -> Integer:
     """rank << 32 | id of the merge of two ids, or NO_MERGE."""
     key = (np.int64(left) << 32 | np.int64(right)) + 1

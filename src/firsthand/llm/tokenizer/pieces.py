@@ -11,7 +11,7 @@ there and their bytes in an arena, where they are compared in full.
 import numpy as np
 from numpy.typing import NDArray
 
-from firsthand.llm.tokenizer.compiling import Integer, compiled, compiled_part
+from firsthand.llm.tokenizer.compiling import Integer, compiled, compiled_part, inlined
 from firsthand.llm.tokenizer.scan import Bytes
 
 Words = NDArray[np.uint64]
@@ -71,7 +71,7 @@ def words_of(data: Bytes) -> Words:
     return np.ndarray((len(data) - 7,), np.uint64, data, strides=(1,))
 
 
-@compiled_part
+@inlined
 def key_of(words: Words, start: Integer, length: Integer) -> tuple[np.uint64, np.uint64]:
     """The first two integers of the slot of a piece."""
     if length <= 16:
@@ -87,7 +87,7 @@ def key_of(words: Words, start: Integer, length: Integer) -> tuple[np.uint64, np
     return (a ^ tail) * _B, (b + tail) * _A
 
 
-@compiled_part
+@inlined
 def find(
     slots: Words,
     arena_words: Words,
@@ -142,7 +142,7 @@ def insert(
     sizes[USED] += 1
 
 
-@compiled_part
+@inlined
 def has_room(slots: Words, arena: Bytes, sizes: NDArray[np.int64], length: Integer) -> bool:
     """Whether one more piece of this length fits and at most half of the slots are used."""
     room: bool = 2 * sizes[USED] < len(slots) and sizes[FILLED] + length + PADDING <= len(arena)

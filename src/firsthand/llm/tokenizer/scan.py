@@ -8,7 +8,7 @@ each, as if they had been decoded with `surrogateescape`.
 import numpy as np
 from numpy.typing import NDArray
 
-from firsthand.llm.tokenizer.compiling import Integer, compiled_part
+from firsthand.llm.tokenizer.compiling import Integer, compiled_part, inlined
 from firsthand.llm.tokenizer.patterns import LETTER, NUMBER, OTHER, SPACE
 
 Bytes = NDArray[np.uint8]
@@ -46,7 +46,7 @@ def character_at(data: Bytes, i: Integer, end: Integer, classes: Bytes) -> Integ
     return 4 + OTHER
 
 
-@compiled_part
+@inlined
 def run_end(data: Bytes, i: Integer, end: Integer, classes: Bytes, kind: Integer) -> Integer:
     """Where the run of characters of one class ends that starts at i (i if there is none)."""
     while i < end:
@@ -62,7 +62,7 @@ def run_end(data: Bytes, i: Integer, end: Integer, classes: Bytes, kind: Integer
     return i
 
 
-@compiled_part
+@inlined
 def gpt2_piece_end(data: Bytes, start: Integer, end: Integer, classes: Bytes) -> Integer:
     """The end of the piece at `start` (start < end) by GPT-2's pattern."""
     character = character_at(data, start, end, classes)
@@ -89,7 +89,7 @@ def gpt2_piece_end(data: Bytes, start: Integer, end: Integer, classes: Bytes) ->
     return i
 
 
-@compiled_part
+@inlined
 def gpt4_piece_end(data: Bytes, start: Integer, end: Integer, classes: Bytes) -> Integer:
     """The end of the piece at `start` (start < end) by GPT-4's pattern."""
     character = character_at(data, start, end, classes)

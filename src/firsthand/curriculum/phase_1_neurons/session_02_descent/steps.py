@@ -296,7 +296,7 @@ largest_rate = Measure(
     ),
     seconds=30.0,
     hints=(
-        "Save it as a file and run it with the Python that has firsthand; it takes no second.",
+        "Save it as a file and run it with the Python that has firsthand.",
         "low and high agree in the first five digits at the end; either is the border.",
     ),
 )
