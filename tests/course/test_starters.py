@@ -189,7 +189,7 @@ def test_shared_names_are_the_parts_and_what_comes_with_a_class(source: ModuleSo
         (
             "import numpy as np\nimport os.path\nfrom a import b as c, d\nX = 1\nY: int = 2\n"
             "Z: int\ndef f(): ...\nclass G: ...\nif X:\n    W = 1\n",
-            {"np", "os", "c", "d", "X", "Y", "Z", "f", "G"},
+            {"np", "os", "c", "d", "X", "Y", "Z", "f", "G", "W"},
         ),
         ("", set()),
         ("\ufeffX = 1\n", {"X"}),

@@ -183,6 +183,34 @@ def test_an_emptied_file_gets_its_imports_again(space: Workspace) -> None:
     assert path.read_text() == fresh
 
 
+def test_a_starter_brings_the_imports_that_the_file_lacks(space: Workspace) -> None:
+    softmax = build("1.3/softmax")
+    path = space.file_of(softmax)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = "import numpy as np\n\n\ndef sigmoid(x):\n    return 0.5 * (1 + np.tanh(x / 2))\n"
+    path.write_text(own)
+    space.add_starter(COURSE, "1.3", softmax)
+    text = path.read_text()
+    assert text.startswith(own)
+    assert text.count("import numpy") == 1
+    names: dict[str, Any] = {}
+    exec(compile(text, str(path), "exec", dont_inherit=True), names)  # annotations are evaluated
+    assert names["sigmoid"](0.0) == 0.5
+    with pytest.raises(NotImplementedError):
+        names["softmax"](1.0)
+
+
+@pytest.mark.parametrize("head", ["if True:", "try:", "with open(__file__):"])
+def test_a_part_inside_a_block_is_there(space: Workspace, head: str) -> None:
+    path = space.file_of(DOT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tail = "finally:\n    pass\n" if head == "try:" else ""
+    text = f"{head}\n    def dot_product(weights, inputs):\n        return 0.0\n{tail}"
+    path.write_text(text)
+    assert not space.add_starter(COURSE, "1.1", DOT).added
+    assert path.read_text() == text
+
+
 def test_a_file_that_is_no_text_is_left_alone(space: Workspace) -> None:
     path = space.file_of(DOT)
     path.parent.mkdir(parents=True)

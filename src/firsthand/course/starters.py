@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ast
 import textwrap
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from copy import copy
 
 from firsthand.course.sources import Definition, ModuleSource, PartName, module_source
 
@@ -40,11 +41,31 @@ def import_lines(source: ModuleSource, stack: str, built: Built) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def missing_imports(
+    source: ModuleSource, stack: str, built: Built, pieces: str, bound: Collection[str]
+) -> str:
+    """The reference's imports of names that `pieces` use and a file with `bound` names lacks."""
+    used = used_names([ast.parse(pieces)]) - set(bound)
+    lines: list[str] = []
+    for node in source.imports:
+        for item in _redirected(node, stack, built):
+            if isinstance(item, ast.ImportFrom) and item.module == "__future__":
+                continue
+            item.names = [name for name in item.names if _bound_name(name) in used]
+            if item.names:
+                lines.append(_import_text(item))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _bound_name(alias: ast.alias) -> str:
+    return alias.asname or alias.name.split(".")[0]
+
+
 def _redirected(
     node: ast.Import | ast.ImportFrom, stack: str, built: Built
 ) -> list[ast.Import | ast.ImportFrom]:
     if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(stack + "."):
-        return [node]
+        return [copy(node)]
     assert node.module is not None
     inner = node.module.removeprefix(stack + ".")
     mine = [alias for alias in node.names if alias.name in built.get(inner, ())]
@@ -184,7 +205,7 @@ def defined_names(text: str) -> set[str] | None:
     if tree is None:
         return None
     found: set[str] = set()
-    for node in tree.body:
+    for node in _statements(tree.body):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Assign):
@@ -192,8 +213,20 @@ def defined_names(text: str) -> set[str] | None:
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             found.add(node.target.id)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {item.asname or item.name.split(".")[0] for item in node.names}
+            found |= {_bound_name(item) for item in node.names}
     return found
+
+
+def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """What runs at the top level, inside `if`, `try` and the like too."""
+    for node in body:
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            blocks = [getattr(node, name, []) for name in ("body", "orelse", "finalbody")]
+            blocks += [handler.body for handler in getattr(node, "handlers", [])]
+            for block in blocks:
+                if isinstance(block, list):
+                    yield from _statements(block)
 
 
 def methods_missing(text: str, name: str, methods: Collection[str]) -> list[str]:

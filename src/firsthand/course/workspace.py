@@ -169,6 +169,12 @@ class Workspace:
             if helper not in defined:
                 pieces.append(starters.helper_text(source, helper))
         pieces.append(starters.part_starter(source, part.name, methods))
+        if text is not None and text.strip():
+            built = _built(course, session_id, part.module)
+            given = "\n".join(pieces)
+            imports = starters.missing_imports(source, course.stack, built, given, defined)
+            if imports:
+                pieces.insert(0, imports)
         if text is not None:
             self.back_up(path)
         body = "\n\n".join(piece.rstrip("\n") + "\n" for piece in pieces)

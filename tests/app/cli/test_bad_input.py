@@ -224,7 +224,8 @@ def test_hint_and_simplify_as_commands(begun: Any) -> None:
     assert "hint 1 of 2" in begun.run("hint").stdout
     assert "hint 2 of 2" in begun.run("hint").stdout
     assert "no further hint" in begun.run("hint").stdout
-    assert "smaller numbers" in begun.run("simplify").stdout
+    for name in ("smaller numbers", "lines to order", "one line to fill", "the worked example"):
+        assert name in begun.run("simplify").stdout
 
 
 def test_a_profile_that_is_changed_later(begun: Any) -> None:
@@ -274,6 +275,23 @@ def test_an_empty_file_gets_its_starter_back(place: Any) -> None:
     assert done.returncode == 1
     assert "Not written yet." in done.stdout
     assert "def dot_product" in path.read_text()
+
+
+def test_a_reset_without_a_file_names_no_backup(begun: Any) -> None:
+    path = begun.mine / "foundations/activations.py"
+    assert not path.exists()
+    done = begun.run("reset", "1.3/softmax")
+    assert done.returncode == 0
+    assert "def softmax" in path.read_text()
+    assert "There was no mine/foundations/activations.py" in " ".join(done.stdout.split())
+    assert "as it was" not in begun.run("status").stdout + done.stdout
+
+
+def test_a_choice_of_session_needs_a_terminal(begun: Any) -> None:
+    before = begun.events()
+    for option, session in (("--test-out", "1.5"), ("--session", "1.2")):
+        refused(begun.run("learn", option, session), "need a terminal")
+    assert begun.events() == before
 
 
 def test_a_folder_where_the_file_should_be(place: Any) -> None:

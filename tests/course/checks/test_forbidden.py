@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +91,12 @@ def test_a_line_that_no_call_reaches_is_reported() -> None:
 def test_methods_of_a_class_are_searched() -> None:
     text = "class Layer:\n    def forward(self, x):\n        return x @ self.w\n"
     assert used_in_source(ast.parse(text), "Layer", ("@",), ("Layer",)) == {"@"}
+
+
+def test_a_library_that_cannot_be_loaded_is_the_files_affair(run: Runner, library: Path) -> None:
+    (library / "broken_library.py").write_text("raise FileNotFoundError('no temporary folder')\n")
+    good = "def total(left, right):\n    return float((left * right).sum())\n"
+    forbids = ("broken_library.dot",)
+    assert run(f"import broken_library\n{good}", forbids=forbids).status is RunStatus.IMPORT
+    text = f"def unused():\n    import broken_library\n\n{good}"
+    assert run(text, forbids=forbids).status is RunStatus.FINISHED

@@ -408,6 +408,80 @@ def test_the_reference_by_way_of_another_module_is_seen(run: Runner) -> None:
     assert got.status is RunStatus.REFERENCE
 
 
+FIND = "import os, tiny_stack\npath = os.path.dirname(tiny_stack.__file__) + '/basics/sums.py'\n"
+READERS = (
+    "names = {}; exec(open(path).read(), names)",
+    "import runpy; names = runpy.run_path(path)",
+    "os.close(os.open(path, os.O_RDONLY)); names = {}",
+    "from importlib.machinery import SourceFileLoader\n"
+    "names = vars(SourceFileLoader('other', path).load_module())",
+    "import marshal, importlib.util as u; names = {}\n"
+    "exec(marshal.loads(open(u.cache_from_source(path), 'rb').read()[16:]), names)",
+    "import sys; kept = sys.meta_path[:]; del sys.meta_path[:2]\n"
+    "try:\n    import tiny_stack.basics.sums as s; names = vars(s)\n"
+    "finally:\n    sys.meta_path[:] = kept",
+)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_reference_cannot_be_read_from_its_file(run: Runner, reader: str) -> None:
+    answer = "def total(left, right):\n    return names['total'](left, right)\n"
+    assert run(f"{FIND}{reader}\n{answer}").status is RunStatus.REFERENCE
+    body = f"{FIND}{reader}\nreturn names['total'](left, right)"
+    assert run(calling(body)).status is RunStatus.REFERENCE
+
+
+def test_a_traceback_that_quotes_the_reference_is_no_reading(run: Runner) -> None:
+    got = run(calling(f"{FIND}import linecache\nlinecache.getlines(path)\nreturn 3.0"))
+    assert got.status is RunStatus.FINISHED
+
+
+HOLDERS = (
+    "import tiny_stack.basics.towers as t; f = t.total",
+    "import sys\nguard = next(g for g in sys.meta_path if hasattr(g, 'reference'))\n"
+    "f = guard.reference('tiny_stack.basics.sums').total",
+    "import sys\nframe = sys._getframe()\n"
+    "while not hasattr(frame.f_locals.get('self'), '_guard'):\n    frame = frame.f_back\n"
+    "f = frame.f_locals['self']._guard._kept['tiny_stack.basics.sums'].total",
+)
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_the_reference_notes_that_the_learner_calls_it(run: Runner, holder: str) -> None:
+    got = run(calling(f"{holder}\nreturn f(left, right)"))
+    assert got.status is RunStatus.REFERENCE
+    assert got.source == "return f(left, right)"
+    assert run(calling(f"{holder}\nreturn next(map(f, [left], [right]))")).status is (
+        RunStatus.REFERENCE
+    )
+
+
+def test_the_reference_is_not_among_the_objects_of_the_collector(run: Runner) -> None:
+    body = """
+import gc, types
+for item in gc.get_objects():
+    if type(item) is types.FunctionType and item.__module__ == 'tiny_stack.basics.sums':
+        return item(left, right)
+return -1.0
+"""
+    got = run(calling(body))
+    assert got.results == () or got.results[0].value == -1.0  # type: ignore[union-attr]
+
+
+def test_other_parts_of_the_stack_may_call_the_reference(run: Runner) -> None:
+    body = "from tiny_stack.basics.towers import tower\nreturn tower(left, right)[0]"
+    got = run(calling(body))
+    assert got.status is RunStatus.FINISHED
+
+
+def test_a_class_that_inherits_the_reference_is_the_reference(run: Runner) -> None:
+    # A module of the stack that holds the class by its name, as layers.py holds Tensor.
+    head = "import sys\nguard = next(g for g in sys.meta_path if hasattr(g, 'reference'))\n"
+    body = "base = guard.reference('tiny_stack.basics.sums').Counter\nclass Counter(base): pass\n"
+    got = run(head + body, name="Counter", driver="count", session_module="tiny_session")
+    assert got.status is RunStatus.REFERENCE
+
+
 @landlock
 def test_the_workspace_cannot_be_changed_from_within(run: Runner, request_for: Builder) -> None:
     request = request_for(None)

@@ -17,8 +17,9 @@ import pytest
 
 from firsthand.course.authoring import sentences
 from firsthand.course.checks.in_process import InProcess
-from firsthand.course.checks.judge import Examination, parameters_of
+from firsthand.course.checks.judge import Examination
 from firsthand.course.checks.requests import Opaque, Raised, Returned, Run, RunStatus
+from firsthand.course.checks.signatures import parameters_of
 from firsthand.course.checks.trial import prepare, request_for
 from firsthand.course.steps import Build, Gradient, Layout, Mistake, Relation, Speed
 from firsthand.course.verdicts import Outcome, Stage, StageState, Verdict
@@ -498,6 +499,38 @@ def test_annotations_and_defaults_are_free_and_names_are_not() -> None:
     assert judge(annotated).passed
     verdict = judge(other_name)
     assert evidence(verdict) == {"found": "(x, scale)", "expected": "(x, factor)"}
+
+
+@pytest.mark.parametrize(
+    ("signature", "right"),
+    [
+        ("(x, factor, verbose=False)", True),
+        ("(x, factor, *, verbose=False, **named)", True),
+        ("(x, factor, *rest)", True),
+        ("(*arguments, **named)", True),  # a decorator without functools.wraps, numpy.vectorize
+        ("(x, factor, scale)", False),
+        ("(x, factor, *, verbose)", False),
+        ("(*arguments)", False),
+        ("(factor, x)", False),
+        ("(x)", False),
+        ("()", False),
+    ],
+)
+def test_parameters_beyond_the_starters_are_optional(signature: str, right: bool) -> None:
+    verdict = judge(scaled, change=lambda run: replace(run, signature=signature))  # PROTOCOL G4
+    assert verdict.passed is right
+
+
+def test_an_exception_of_a_derived_class_is_the_one_of_the_contract() -> None:
+    class NegativeFactor(ValueError):
+        pass
+
+    def derived(x: Any, factor: Any) -> Any:
+        if factor < 0:
+            raise NegativeFactor("negative")
+        return scaled(x, factor)
+
+    assert judge(derived).passed
 
 
 def test_a_signature_that_cannot_be_read_is_no_fault() -> None:

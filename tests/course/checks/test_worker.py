@@ -53,7 +53,12 @@ def test_an_exception_has_its_message_line_and_source(run: Runner) -> None:
         "def total(left, right):\n    return helper(1)\n"
     )
     assert values(run(text))[0] == Raised(
-        "NotImplementedError", "yet", 2, "raise NotImplementedError('yet')", "sums.py"
+        "NotImplementedError",
+        "yet",
+        2,
+        "raise NotImplementedError('yet')",
+        "sums.py",
+        ("RuntimeError", "Exception", "BaseException", "object"),
     )
     text = "import numpy as np\ndef total(left, right):\n    return np.stack([left, left[1:]])\n"
     first = values(run(text))[0]

@@ -130,6 +130,8 @@ def go_down(course: Course, workspace: Workspace, log: EventLog) -> None:
     screen = sitting.next()
     if isinstance(screen, StepScreen):
         console().print(Text(f"{screen.step}: {drawing.RUNG_NAMES[screen.rung]}."))
+    elif isinstance(screen, WorkedScreen):
+        console().print(Text(f"{screen.step}: the worked example."))
     console().print("Go on with: firsthand learn")
 
 
@@ -159,6 +161,10 @@ def reset_step(course: Course, workspace: Workspace, named: str) -> None:
         raise SittingError(f"{heading.id} is a {heading.kind} step: it has no starter.")
     backup = workspace.reset(course, heading.session, step)
     path = workspace.file_of(step)
+    if backup == path:
+        shown = workspace.shown(path)
+        console().print(Text(f"There was no {shown}; it holds the starter of {heading.id} now."))
+        return
     console().print(
         Text(
             f"The starter of {heading.id} is back in {workspace.shown(path)}. "

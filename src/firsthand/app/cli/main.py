@@ -58,6 +58,10 @@ def learn(
     from firsthand.app.cli.place import COURSE, open_log, workspace_or_new
     from firsthand.app.cli.terminal import console, interactive
 
+    if not interactive() and (test_out is not None or session is not None):
+        from firsthand.course.workspace import WorkspaceError
+
+        raise WorkspaceError("--test-out and --session need a terminal; nothing has changed.")
     place, created = workspace_or_new(workspace)
     with open_log(place) as log:
         if not interactive():

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from firsthand.course.checks.requests import Opaque, Raised, Returned
-from firsthand.course.checks.values import UnsendableValue, decode, encode, type_name
+from firsthand.course.checks.values import UnsendableValue, class_name, decode, encode, type_name
 
 globals()["__builtins__"] = dict(vars(builtins))  # see checks/values.py
 
@@ -35,6 +35,7 @@ _too_hard = np.exceptions.TooHardError
 _array_type = np.ndarray
 _raise_opcodes = frozenset(dis.opmap[n] for n in ("RAISE_VARARGS", "RERAISE") if n in dis.opmap)
 _get_message = str
+_ancestors = type.mro
 _start, _stop, _tracing = tracemalloc.start, tracemalloc.stop, tracemalloc.is_tracing
 _traced, _reset_peak = tracemalloc.get_traced_memory, tracemalloc.reset_peak
 _gc_enabled, _gc_disable, _gc_enable = gc.isenabled, gc.disable, gc.enable
@@ -113,6 +114,7 @@ def raised(error: BaseException, sources: Sources) -> Raised:
         line=place.line if place else None,
         source=place.source if place else "",
         file=Path(place.file).name if place else "",
+        ancestors=tuple(class_name(kind) for kind in _ancestors(type(error))[1:]),
     )
 
 

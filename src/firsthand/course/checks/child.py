@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType, ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 
@@ -128,7 +128,7 @@ def run(
         if calls.ran_out_of_memory(error):
             isolation.release_memory()
             child.stop(_Stop(RunStatus.MEMORY, child.memory_message))
-        text = "".join(traceback.format_exception(error))[-2000:]
+        text = "".join(traceback.format_exception_only(error)).strip()[-MESSAGE_CHARACTERS:]
         child.stop(_Stop(RunStatus.ENGINE, f"the checker failed in the child: {text}"))
     pipe.end()
 
@@ -281,13 +281,16 @@ class _Child:
         )
         parts = imports.parts_of(reference)
         self._read(finder, file, shown, parts)
+        model = vars(reference).get(job.name, _ABSENT)
+        guard.watch_calls(model)
+        guard.forbid_reading()
         sys.meta_path[:0] = [guard, finder]
         module = self._import(shown)
         self._stop_if_reference()
         part = vars(module).get(job.name, _ABSENT)
         if part is _ABSENT:
             raise _Stop(RunStatus.MISSING, _missing(shown, job.name, module))
-        if part is vars(reference).get(job.name, _ABSENT):
+        if part is model or (_is_class(part) and _is_class(model) and model in _ancestors(part)):
             raise _Stop(RunStatus.REFERENCE, f"{job.name} in {shown} is the reference version")
         if not callable(part):
             kind = type_name(part)
@@ -368,6 +371,13 @@ class _Child:
 
 
 _ABSENT = object()
+_ancestors = type.mro
+
+
+def _is_class(value: object) -> TypeGuard[type]:
+    return type in _ancestors(type(value))
+
+
 _OWN_PACKAGE = __name__.rpartition(".")[0] + "."
 
 

@@ -156,7 +156,7 @@ def result_distance(got: Returned | Raised, expected: Returned | Raised) -> floa
     """The distance between two results of one call, an exception being a result too."""
     if isinstance(got, Raised) or isinstance(expected, Raised):
         both = isinstance(got, Raised) and isinstance(expected, Raised)
-        return 0.0 if both and got.type_name == expected.type_name else math.inf  # type: ignore[union-attr]
+        return 0.0 if both and got.is_a(expected.type_name) else math.inf  # type: ignore[union-attr]
     return value_distance(got.value, expected.value)
 
 

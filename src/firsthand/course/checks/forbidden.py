@@ -161,7 +161,7 @@ class Watch:
             try:
                 module = importlib.import_module(module_name)
                 original = getattr(module, attribute)
-            except (ImportError, AttributeError):
+            except Exception:  # a library that cannot be loaded here; its import will say why
                 continue
             # A stand-in for a class would break isinstance; the syntax tree must suffice there.
             if callable(original) and not isinstance(original, type):

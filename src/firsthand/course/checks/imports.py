@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ast
 import builtins
+import gc
 import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from types import CodeType, FrameType, ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 from firsthand.course.checks.calls import Place, Sources
@@ -107,6 +108,60 @@ class Guard:
             spec.loader = _Withdrawing(spec.loader, self)  # type: ignore[assignment]
         return spec
 
+    def forbid_reading(self) -> None:
+        """Refuse the learner's code the files of the blocked modules for as long as it runs."""
+        modules = [self._kept[name] for name in self._blocked if name in self._kept]
+        specs = [spec for module in modules if (spec := module.__spec__) is not None]
+        files = {
+            _real_path(file)
+            for spec in specs
+            for file in (spec.origin, spec.cached)
+            if file is not None
+        }
+        names = frozenset(_base_name(file) for file in files)
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            if event != "open" or not isinstance(arguments[0], str | bytes):
+                return
+            path = _decoded_path(arguments[0])
+            if _base_name(path) in names and _real_path(path) in files:
+                self._refuse_reader()
+
+        sys.addaudithook(hook)
+
+    def _refuse_reader(self) -> None:
+        """Raise if the nearest frame that is not a library's is the learner's."""
+        frame: FrameType | None = self._frame(2)
+        shown_only = False  # a traceback or a warning that quotes the file's line
+        while frame is not None and not self._is_trusted(frame):
+            shown_only |= frame.f_globals.get("__name__") == "linecache"
+            if self._sources.owns(frame.f_code.co_filename):
+                if not shown_only:
+                    self.attempt = self._sources.innermost(frame)
+                raise PermissionError("this file holds the reference version of the part")
+            frame = frame.f_back
+
+    def watch_calls(self, part: object) -> None:
+        """Note in `attempt` when the learner's code calls the reference, however it got hold of it.
+
+        Other modules of the stack hold the same function and may call it; so it is the function
+        itself that looks at its caller. Classes are not watched.
+        """
+        if type(part) is not FunctionType or part.__code__.co_freevars:
+            return
+        original = FunctionType(part.__code__, part.__globals__, part.__name__, part.__defaults__)
+        original.__kwdefaults__ = part.__kwdefaults__
+        part.__globals__[_CALLED] = self._note_caller
+        part.__globals__[_ORIGINAL] = original
+        part.__defaults__ = part.__kwdefaults__ = None
+        part.__code__ = _watched.__code__
+        gc.freeze()  # or gc.get_objects() hands the original out
+
+    def _note_caller(self) -> None:
+        frame = self._frame(2)
+        if self._sources.owns(frame.f_code.co_filename):
+            self.attempt = self._sources.innermost(frame)
+
     def _importer(self) -> FrameType | None:
         frame: FrameType | None = self._frame(2)
         while frame is not None and frame.f_code.co_filename.startswith(_MACHINERY):
@@ -140,6 +195,19 @@ class _Withdrawing:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
+
+
+_CALLED, _ORIGINAL = "__called_by_learner__", "__unwatched__"
+
+
+def _watched(*arguments, **named):  # type: ignore[no-untyped-def]
+    """The body that takes the place of the reference's; its globals are those of its module."""
+    __called_by_learner__()  # type: ignore[name-defined]  # noqa: F821
+    return __unwatched__(*arguments, **named)  # type: ignore[name-defined]  # noqa: F821
+
+
+# Bound before the learner's code can patch the module os.
+_real_path, _base_name, _decoded_path = os.path.realpath, os.path.basename, os.fsdecode
 
 
 def _folders(name: str) -> list[str]:

@@ -100,13 +100,22 @@ class Opaque:
 
 @dataclass(frozen=True)
 class Raised:
-    """One call that raised. line: last line of the learner's file in the traceback, 1-based."""
+    """One call that raised.
+
+    line: last line of the learner's file in the traceback, 1-based.
+    ancestors: names of the classes that the exception's own class is derived from.
+    """
 
     type_name: str
     message: str
     line: int | None
     source: str = ""
     file: str = ""
+    ancestors: tuple[str, ...] = ()
+
+    def is_a(self, type_name: str) -> bool:
+        """Whether `except type_name` would catch it."""
+        return type_name == self.type_name or type_name in self.ancestors
 
 
 @dataclass(frozen=True)

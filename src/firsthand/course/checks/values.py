@@ -61,9 +61,14 @@ class UnsendableValue(ValueError):
     """A value over the limits of depth, items or bytes, or not plain where only plain may go."""
 
 
+def class_name(kind: type, /) -> str:
+    """The real name of a class, whatever its metaclass says."""
+    return str(_TYPE_NAME(kind))
+
+
 def type_name(value: object, /) -> str:
-    """The name of the object's real type, whatever its metaclass says."""
-    return str(_TYPE_NAME(type(value)))
+    """The name of the object's real type."""
+    return class_name(type(value))
 
 
 def encode(value: object, *, opaque: bool = True, max_bytes: int = MAX_BYTES) -> bytes:

@@ -114,7 +114,18 @@ build_dot_product = Build(
     oracle=dot_product_oracle,
     small=lambda: (np.array([1.0, 2.0, 3.0]), np.array([4.0, 0.0, -1.0])),
     key_line="total += float(weight) * float(value)",
-    forbids=("numpy.dot", "numpy.inner", "numpy.vdot", "numpy.einsum", "numpy.matmul", "@"),
+    forbids=(
+        "numpy.dot",
+        "numpy.inner",
+        "numpy.vdot",
+        "numpy.einsum",
+        "numpy.matmul",
+        "numpy.tensordot",
+        "numpy.correlate",
+        "numpy.convolve",
+        "method:dot",
+        "@",
+    ),
     relations=(
         Relation(
             says="twice the weights give twice the product: (2w) · x = 2 (w · x)",
