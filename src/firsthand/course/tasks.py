@@ -13,6 +13,7 @@ from pathlib import Path
 
 from firsthand.course import starters
 from firsthand.course.checks.checker import Checker
+from firsthand.course.checks.presentation import forbidden_text
 from firsthand.course.checks.requests import Executor
 from firsthand.course.code_sources import built_functions, code_source, signature_line
 from firsthand.course.gate import Rung
@@ -150,7 +151,7 @@ class Tasks:
         lines = [f"Write{owner} in `{place}`:", "", "```python", *signatures, "```", ""]
         lines.append("The docstring there states the contract. Each save is checked.")
         if step.forbids:
-            shown = ", ".join(f"`{name}`" for name in step.forbids)
+            shown = ", ".join(f"`{forbidden_text(name)}`" for name in step.forbids)
             lines += ["", f"Not to be used, for this is what you build: {shown}."]
         return "\n".join(lines)
 

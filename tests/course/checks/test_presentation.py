@@ -16,6 +16,7 @@ from firsthand.course.checks.presentation import (
     MOST_ELEMENTS,
     call_text,
     first_difference,
+    forbidden_text,
     result_text,
     value_text,
 )
@@ -106,3 +107,8 @@ def test_what_is_not_finite_is_named(value: float) -> None:
     for shown in (value, np.array([value, 1.0])):
         assert "np." in value_text(shown)
         assert value_distance(pasted(value_text(shown)), shown) == 0.0
+
+
+def test_a_forbidden_method_is_shown_as_it_is_written() -> None:
+    assert forbidden_text("method:dot") == ".dot()"
+    assert forbidden_text("numpy.dot") == "numpy.dot"

@@ -23,6 +23,7 @@ from firsthand.course.checks.comparison import (
 from firsthand.course.checks.presentation import (
     call_text,
     first_difference,
+    forbidden_text,
     result_text,
     value_text,
 )
@@ -187,9 +188,10 @@ class Examination:
             if not self._complete():  # fail closed: fewer answers than questions is never a pass
                 return Verdict(Outcome.UNDECIDED, "The check came back incomplete. Check again.")
             if run.used:
+                used = ", ".join(map(forbidden_text, run.used))
                 return Verdict(
                     Outcome.LIBRARY,
-                    f"{self._name} uses {', '.join(run.used)}, which is what this step builds. "
+                    f"{self._name} uses {used}, which is what this step builds. "
                     "Write it from the operations below it.",
                 )
             return None

@@ -71,6 +71,11 @@ def _float_text(value: float) -> str:
     return text if any(mark in text for mark in ".en") else f"{text}."
 
 
+def forbidden_text(name: str) -> str:
+    """A forbidden name as the learner writes it: 'method:dot' is `.dot()`."""
+    return f".{name.removeprefix('method:')}()" if name.startswith("method:") else name
+
+
 def call_text(name: str, arguments: tuple[Any, ...]) -> str:
     return f"{name}({', '.join(value_text(argument) for argument in arguments)})"
 
