@@ -260,5 +260,6 @@ def check_sessions(course: Course, sessions: list[str]) -> bool:
         console().print(Text(str(finding)))
     count = len(findings)
     words = "no finding" if not count else f"{count} finding{'s' if count > 1 else ''}"
-    console().print(Text(f"{total} steps in {len(wanted)} sessions: {words}."))
+    sessions_text = "1 session" if len(wanted) == 1 else f"{len(wanted)} sessions"
+    console().print(Text(f"{total} steps in {sessions_text}: {words}."))
     return not findings
