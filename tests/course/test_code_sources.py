@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from firsthand.course import code_sources
+from firsthand.course.checks import presentation
 from firsthand.course.loading import Course
 from firsthand.course.sources import ModuleSource, PartName, SourceError, module_source
 from firsthand.course.steps import Build, Mistake
@@ -138,12 +139,12 @@ def test_the_small_case_is_what_the_reference_returns() -> None:
     build = get("1.1/dot-product")
     module = COURSE.code("1.1").module.__name__
     assert code_sources.small_answer(COURSE, build, module) == 1.0
-    assert code_sources.call_of(build, build.small()) == (
+    assert presentation.call_of(build, build.small()) == (
         "dot_product(np.array([1., 2., 3.]), np.array([4., 0., -1.]))"
     )
     driven = get("1.1/neuron")
     assert code_sources.small_answer(COURSE, driven, module) == 3.0
-    assert "doubling" in code_sources.call_of(driven, driven.small())
+    assert "doubling" in presentation.call_of(driven, driven.small())
 
 
 def test_a_small_case_that_raises_is_the_authors_fault(copied_course: Copy) -> None:

@@ -22,7 +22,7 @@ from firsthand.course.checks.cheats import cheats, pairwise_different
 from firsthand.course.checks.checker import Checker
 from firsthand.course.checks.comparison import TIGHTEST
 from firsthand.course.checks.in_process import InProcess
-from firsthand.course.code_sources import code_source, rung_lines
+from firsthand.course.code_sources import built_functions, code_source, rung_lines
 from firsthand.course.gate import Rung
 from firsthand.course.lesson import Lesson, LessonError, typed_numbers
 from firsthand.course.loading import Course, SessionCode
@@ -257,12 +257,7 @@ class SessionCheck:
                         later.setdefault(place, other_id)
                     else:
                         later[place] = ""
-        nodes: list[ast.AST] = (
-            [source.method(part.name, method) for method in build.methods]
-            if build.methods
-            else [source.definition(part.name)]
-        )
-        used = starters.used_names(nodes)
+        used = starters.used_names(built_functions(build, source))
         homes = dict.fromkeys(source.definitions, part.module)
         for node in source.imports:
             if isinstance(node, ast.ImportFrom) and node.module:

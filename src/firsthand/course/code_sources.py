@@ -10,7 +10,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from firsthand.course.checks.in_process import InProcess
-from firsthand.course.checks.presentation import call_text, value_text
+from firsthand.course.checks.presentation import call_of, value_text
 from firsthand.course.checks.requests import Returned
 from firsthand.course.checks.trial import request_for
 from firsthand.course.loading import Course
@@ -43,13 +43,6 @@ def rung_lines(build: Build, source: ModuleSource) -> tuple[str, ...]:
         lines.append(f"def {node.name}({ast.unparse(node.args)}):")
         lines += [f"    {line}" for line in source.body_lines(node)]
     return tuple(lines)
-
-
-def call_of(build: Build, arguments: tuple[Any, ...]) -> str:
-    """A call of the step's part as text."""
-    if build.show is not None:
-        return build.show(*arguments)
-    return call_text(PartName.parse(build.part).name, arguments)
 
 
 def code_source(

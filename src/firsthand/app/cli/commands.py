@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -19,6 +20,9 @@ from firsthand.course.progress import why_locked
 from firsthand.course.screens import MasteryScreen, Screen, SessionEnd, StepScreen, WorkedScreen
 from firsthand.course.sitting import Sitting, SittingError
 from firsthand.course.workspace import Workspace, WorkspaceError
+
+if TYPE_CHECKING:
+    from firsthand.course.tasks import Tasks
 
 
 def find_step(course: Course, text: str) -> StepHeading:
@@ -93,11 +97,9 @@ def check_step(
         return verdict.passed
 
 
-def _look(course: Course, sitting: Sitting, tasks: object, heading: StepHeading) -> bool:
+def _look(course: Course, sitting: Sitting, tasks: Tasks, heading: StepHeading) -> bool:
     from firsthand.course.steps import Build
-    from firsthand.course.tasks import Tasks
 
-    assert isinstance(tasks, Tasks)
     if reason := why_locked(heading.id, sitting.progress, course.outline):
         raise SittingError(reason)
     state = sitting.progress.steps[heading.id].state

@@ -21,7 +21,7 @@ from firsthand.course.checks.comparison import (
     result_distance,
 )
 from firsthand.course.checks.presentation import (
-    call_text,
+    call_of,
     first_difference,
     forbidden_text,
     result_text,
@@ -154,11 +154,7 @@ class Examination:
         return f"{self._name} passes every stage on {count} cases."
 
     def _call(self, index: int) -> str:
-        build = self.trial.build
-        arguments = self.trial.calls[index]
-        if build.show is not None:
-            return build.show(*arguments)
-        return call_text(PartName.parse(build.part).name, arguments)
+        return call_of(self.trial.build, self.trial.calls[index])
 
     def _learner_line(self, result: Raised | Run) -> tuple[Evidence, ...]:
         if result.line is None:

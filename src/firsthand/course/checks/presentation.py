@@ -9,6 +9,8 @@ import numpy as np
 
 from firsthand.course.checks.comparison import leaves
 from firsthand.course.checks.requests import Opaque, Raised, Returned
+from firsthand.course.sources import PartName
+from firsthand.course.steps import Build
 
 MOST_ELEMENTS = 24
 MOST_CHARACTERS = 400
@@ -78,6 +80,13 @@ def forbidden_text(name: str) -> str:
 
 def call_text(name: str, arguments: tuple[Any, ...]) -> str:
     return f"{name}({', '.join(value_text(argument) for argument in arguments)})"
+
+
+def call_of(build: Build, arguments: tuple[Any, ...]) -> str:
+    """A call of a step's part, as the step shows it or by the part's name and arguments."""
+    if build.show is not None:
+        return build.show(*arguments)
+    return call_text(PartName.parse(build.part).name, arguments)
 
 
 def result_text(result: Returned | Raised) -> str:
