@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from firsthand.llm.kernels.attention.with_torch import sdpa
-from firsthand.llm.kernels.cross_entropy.with_torch import (
-    chunked_cross_entropy,
-    linear_cross_entropy,
-)
-from firsthand.llm.kernels.norms.with_torch import fused_layer_norm, fused_rms_norm
-from firsthand.llm.kernels.rope.with_torch import complex_rotate_interleaved, fused_rotate_half
-from firsthand.llm.kernels.swiglu.with_torch import fused_gelu, fused_swiglu
+from firsthand.llm.generation import filters, speculation
+from firsthand.llm.kernels.attention import with_numba as fast_attention
+from firsthand.llm.kernels.cross_entropy import with_numba as fast_cross_entropy
+from firsthand.llm.kernels.cross_entropy.with_torch import linear_cross_entropy
+from firsthand.llm.kernels.norms import with_numba as fast_norms
+from firsthand.llm.kernels.norms.with_torch import fused_layer_norm
+from firsthand.llm.kernels.rope import with_numba as fast_rope
+from firsthand.llm.kernels.swiglu import with_numba as fast_swiglu
+from firsthand.llm.kernels.swiglu.with_torch import fused_gelu, fused_relu_squared
 from firsthand.llm.model import (
     attention,
     block,
@@ -24,11 +25,14 @@ from firsthand.llm.model import (
     embedding,
     feed_forward,
     initialization,
+    neighbours,
     norms,
     positions,
     visibility,
 )
 from firsthand.llm.model.parts import Parts
+from firsthand.llm.training import averaging, clipping, schedules
+from firsthand.llm.training.optimizers import adamw, newton_schulz
 
 REFERENCE = Parts(
     embed=embedding.embed,
@@ -39,6 +43,7 @@ REFERENCE = Parts(
     rotary_angles=positions.rotary_angles,
     rotate_half=positions.rotate_half,
     rotate_interleaved=positions.rotate_interleaved,
+    mix_neighbours=neighbours.mix_neighbours,
     sinusoidal_positions=positions.sinusoidal_positions,
     alibi_slopes=positions.alibi_slopes,
     visibility_bias=visibility.visibility_bias,
@@ -52,16 +57,32 @@ REFERENCE = Parts(
     post_norm=block.post_norm,
     kv_cache=cache.KVCache,
     initial_deviation=initialization.initial_deviation,
+    penalize_repetition=filters.penalize_repetition,
+    scale_by_temperature=filters.scale_by_temperature,
+    keep_top_k=filters.keep_top_k,
+    keep_top_p=filters.keep_top_p,
+    keep_min_p=filters.keep_min_p,
+    draw=filters.draw,
+    accept_drafted=speculation.accept_drafted,
+    adamw=adamw.adamw,
+    orthogonalize=newton_schulz.orthogonalize,
+    cosine_schedule=schedules.cosine_schedule,
+    wsd_schedule=schedules.wsd_schedule,
+    clip_gradients=clipping.clip_gradients,
+    average_weights=averaging.average_weights,
 )
 
 FAST = replace(
     REFERENCE,
-    cross_entropy=chunked_cross_entropy,
-    rms_norm=fused_rms_norm,
+    cross_entropy=fast_cross_entropy.chunked_cross_entropy,
+    rms_norm=fast_norms.rms_norm,
     layer_norm=fused_layer_norm,
-    rotate_half=fused_rotate_half,
-    rotate_interleaved=complex_rotate_interleaved,
-    attention=sdpa,
-    swiglu=fused_swiglu,
+    rotate_half=fast_rope.rotate_half,
+    rotate_interleaved=fast_rope.rotate_interleaved,
+    attention=fast_attention.attention,
+    swiglu=fast_swiglu.swiglu,
     gelu=fused_gelu,
+    relu_squared=fused_relu_squared,
+    adamw=adamw.fused_adamw,
+    orthogonalize=newton_schulz.gram_orthogonalize,
 )

@@ -27,6 +27,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "window-1": {"window": 1},
     "window-alibi": {"window": 7, "positions": "alibi"},
     "window-wide": {"window": 64},
+    "neighbours": {"neighbours": 3},
+    "neighbours-window": {"neighbours": 6, "window": 2},
 }
 
 
@@ -55,6 +57,45 @@ def test_cached_equals_uncached_at_every_position(name: str, sizes: list[int], p
         pieces = [model(piece, cache=cache) for piece in torch.split(tokens, sizes, dim=1)]
     assert cache.length == 40
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=1e-10)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 5), st.integers(1, 9))
+def test_neighbours_across_calls(sizes: list[int], window: int, neighbours: int) -> None:
+    model, tokens = _model("plain", neighbours=neighbours, window=window), _tokens(2, sum(sizes))
+    cache = model.new_cache(2, piece=2)
+    with torch.no_grad():
+        pieces = [model(part, cache=cache) for part in torch.split(tokens, sizes, dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), rtol=0, atol=1e-10)
+
+
+def test_neighbours_after_a_rewind_and_with_fewer_rows() -> None:
+    model, tokens = _model("neighbours"), _tokens(3, 12)
+    cache = model.new_cache(3)
+    assert isinstance(cache, KVCache)
+    with torch.no_grad():
+        model(tokens, cache=cache)
+        cache.rewind(8)
+        cache.keep([2, 0])
+        kept = tokens[[2, 0]]
+        kept[:, 8:] = (kept[:, 8:] + 1) % 31
+        again = model(kept[:, 8:], cache=cache)
+        torch.testing.assert_close(again, model(kept)[:, 8:], rtol=0, atol=1e-10)
+
+
+def test_neighbours_of_padded_rows() -> None:
+    model, tokens = _model("neighbours"), _tokens(2, 12)
+    starts = torch.tensor([0, 5])
+    cache = model.new_cache(2)
+    with torch.no_grad():
+        sizes = [6, 1, 1, 4]
+        pieces = [
+            model(part, cache=cache, starts=starts) for part in torch.split(tokens, sizes, dim=1)
+        ]
+        padded = torch.cat(pieces, dim=1)
+        for row, start in enumerate(starts.tolist()):
+            alone = model(tokens[row : row + 1, start:])
+            torch.testing.assert_close(padded[row : row + 1, start:], alone, rtol=0, atol=1e-10)
 
 
 @settings(max_examples=30)

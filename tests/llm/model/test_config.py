@@ -68,7 +68,7 @@ def test_full_100m_is_the_shape_of_the_benchmarks() -> None:
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"tied": False, "bias": True, "norm": "layer", "positions": "learned"},
-    {"n_kv_heads": 2, "d_head": 12, "qk_norm": True},
+    {"n_kv_heads": 2, "d_head": 12, "qk_norm": True, "neighbours": 3},
     {"norm_placement": "post", "feed_forward": "gelu", "bias": True},
     {"norm": "layer", "feed_forward": "relu2", "positions": "sinusoidal", "n_kv_heads": 1},
 ]

@@ -100,6 +100,22 @@ def test_stated_deviation_and_zero_projections() -> None:
     torch.testing.assert_close(zero.hidden(tokens), zero.final_norm(embedded))
 
 
+def test_an_untied_output_starts_at_zero_with_the_projections() -> None:
+    config = replace(SMALL, tied=False, zero_init_projections=True, embedding_std=1.0)
+    tokens = _tokens(config, 2, 5)
+    loss = Transformer(config, FAST).loss(tokens, tokens)
+    assert loss.mean.item() == pytest.approx(math.log(31))
+    assert expected_first_loss(config) == math.log(31)
+
+
+def test_neighbours_start_as_if_they_were_not_there() -> None:
+    tokens = _tokens(SMALL, 2, 9)
+    plain = Transformer(SMALL, FAST)
+    mixed = Transformer(replace(SMALL, neighbours=2), FAST)
+    assert torch.equal(mixed(tokens), plain(tokens))
+    assert mixed.role("neighbours.weight") == "vector"
+
+
 def test_the_seed_decides_the_weights() -> None:
     first, again, other = (Transformer(SMALL, FAST, seed=seed) for seed in (1, 1, 2))
     weights = [
@@ -132,9 +148,14 @@ def test_no_token_sees_the_future() -> None:
     assert (before[:, 7:] - after[:, 7:]).abs().amax(-1).min() > 1e-6
 
 
-@pytest.mark.parametrize("positions", ["rope", "alibi", "none"])
-def test_packed_documents_do_not_see_each_other(positions: str) -> None:
-    model = Transformer(replace(SMALL, positions=positions), FAST).double()  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "changes",
+    [{"positions": "rope"}, {"positions": "alibi"}, {"positions": "none"}, {"neighbours": 3}],
+)
+def test_packed_documents_do_not_see_each_other(changes: dict[str, Any]) -> None:
+    model = Transformer(replace(SMALL, **changes), FAST).double()
+    if model.neighbours is not None:
+        torch.nn.init.normal_(model.neighbours.weight)
     first, second = _tokens(SMALL, 1, 6), _tokens(SMALL, 1, 9, seed=1)
     packed = torch.cat([first, second], dim=1)
     documents = torch.tensor([[0] * 6 + [1] * 9])

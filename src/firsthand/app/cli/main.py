@@ -10,6 +10,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from firsthand.app.cli import running
+from firsthand.app.cli.kernels import kernels_app
 from firsthand.app.cli.stack import data_app, tokenizer_app
 from firsthand.course.errors import FirsthandError
 
@@ -27,10 +29,6 @@ app = typer.Typer(
     ),
 )
 course_app = typer.Typer(no_args_is_help=True, help="For authors of the course.")
-app.add_typer(course_app, name="course")
-app.add_typer(tokenizer_app, name="tokenizer")
-app.add_typer(data_app, name="data")
-
 WorkspaceOption = Annotated[
     Optional[Path],  # noqa: UP045  (typer reads it at run time)
     typer.Option("--workspace", "-w", help="Your folder. Default: the one you are in, or ./mine."),
@@ -260,6 +258,15 @@ def _session(text: str) -> str:
         known = ", ".join(session.id for session in COURSE.outline.sessions)
         raise typer.BadParameter(f"there is no session {text}; there are {known}")
     return text
+
+
+STACK = "Your language model"
+for command in (running.build, running.train, running.evaluate, running.generate, running.report):
+    app.command(rich_help_panel=STACK)(command)
+app.add_typer(tokenizer_app, name="tokenizer", rich_help_panel=STACK)
+app.add_typer(data_app, name="data", rich_help_panel=STACK)
+app.add_typer(kernels_app, name="kernels", rich_help_panel=STACK)
+app.add_typer(course_app, name="course", rich_help_panel="For authors")
 
 
 def main() -> None:

@@ -30,9 +30,7 @@ data_app = typer.Typer(
     no_args_is_help=True, help="Text to token shards: prepare a folder, inspect it, count it."
 )
 
-EMBEDDED = "embedded"
 STARTING = "starting (the first time it compiles)"
-UNITS = ("file", "section", "line")
 END_OF_TEXT = "<|endoftext|>"
 COLORS = ("on blue", "on magenta", "on cyan", "on green", "on yellow", "on red")
 
@@ -60,11 +58,12 @@ def one_sentence() -> Iterator[None]:
     try:
         from firsthand.llm.data.problems import DataError
         from firsthand.llm.tokenizer import TokenizerError
+        from firsthand.llm.training.errors import TrainingError
     except ModuleNotFoundError as error:
         raise _missing(error) from None
     try:
         yield
-    except (TokenizerError, DataError, IndexError, ValueError) as error:
+    except (TokenizerError, DataError, TrainingError, IndexError, ValueError) as error:
         raise FirsthandError(str(error)) from error
     except ModuleNotFoundError as error:
         raise _missing(error) from None
@@ -86,24 +85,10 @@ def progress_console() -> Console:
 
 
 def source_of(paths: list[str] | None, field: str, size: int | None, unit: str = "file") -> Source:
-    """The embedded corpus, the files that are named, or `hf:NAME[:CONFIGURATION]`, streamed."""
-    from firsthand.llm.data.embedded import EmbeddedCorpus
-    from firsthand.llm.data.sources import LocalFiles
-    from firsthand.llm.data.tables import HuggingFaceDataset
+    """What the arguments of a command name."""
+    from firsthand.llm.data.named import named_source
 
-    if not paths or paths == [EMBEDDED]:
-        return EmbeddedCorpus(size=size)
-    if size is not None:
-        raise FirsthandError("--size is for the embedded corpus.")
-    hub = [path for path in paths if path.startswith("hf:")]
-    if not hub:
-        if unit not in UNITS:
-            raise FirsthandError(f"--unit is one of {', '.join(UNITS)}, not {unit}.")
-        return LocalFiles(paths, field=field, unit=unit)  # type: ignore[arg-type]
-    if len(paths) > 1:
-        raise FirsthandError("One dataset at a time, and no files beside it.")
-    name, _, configuration = hub[0].removeprefix("hf:").partition(":")
-    return HuggingFaceDataset(name, field=field, configuration=configuration or None)
+    return named_source(paths or (), field=field, size=size, unit=unit)
 
 
 # --------------------------------------------------------------------------- tokenizer

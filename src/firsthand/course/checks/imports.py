@@ -232,7 +232,8 @@ class Workspace:
     Args:
         root: absolute path of the workspace.
         stack: the package that stands in for missing files.
-        under_check: (module below the package, its file); the file may lie anywhere.
+        under_check: (module below the package, its file); the file may lie anywhere. None: no
+            file is under check, as when a run takes the learner's parts.
         references: module below the package -> attributes that come from the stack.
         sources: told about every file that is loaded.
         guard: gives the stack's modules.
@@ -243,14 +244,16 @@ class Workspace:
         *,
         root: str,
         stack: str,
-        under_check: tuple[str, str],
+        under_check: tuple[str, str] | None,
         references: Mapping[str, Sequence[str]],
         sources: Sources,
         guard: Guard,
     ) -> None:
         self._root = root
         self._stack = stack
-        self._checked, self._file = f"{PACKAGE}.{under_check[0]}", under_check[1]
+        self._checked, self._file = "", ""
+        if under_check is not None:
+            self._checked, self._file = f"{PACKAGE}.{under_check[0]}", under_check[1]
         self._references = {f"{PACKAGE}.{key}": value for key, value in references.items()}
         self._sources = sources
         self._guard = guard

@@ -7,6 +7,8 @@ sliding window never moves or joins arrays; attention does not care about the or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,6 +27,7 @@ class KVCache:
         window: 0 is a full cache; above 0 a ring for a window of so many tokens. While n tokens
             are appended at once, the first of them still sees window - 1 older ones: a ring takes
             at most `piece` = capacity - window + 1 tokens at a time.
+        neighbours: the tokens themselves are kept too, and `recall` gives back so many.
         dtype, device: of the arrays.
     Raises:
         ValueError: a size below 1, or a ring smaller than its window.
@@ -39,6 +42,7 @@ class KVCache:
         capacity: int,
         width: int,
         window: int = 0,
+        neighbours: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
@@ -47,7 +51,9 @@ class KVCache:
             raise ValueError(f"a cache of the shape {shape} for a window of {window} cannot be")
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.window = window
+        self.window, self.neighbours = window, neighbours
+        slots = max(capacity, neighbours) if neighbours else 0
+        self.tokens = torch.zeros(batch, slots, dtype=torch.int64, device=device)
         self.length = 0
 
     @property
@@ -62,8 +68,8 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both arrays, used or not."""
-        return self.keys.nbytes + self.values.nbytes
+        """Bytes of all arrays, used or not."""
+        return self.keys.nbytes + self.values.nbytes + self.tokens.nbytes
 
     def append(
         self,
@@ -87,12 +93,29 @@ class KVCache:
             )
         first = self.length % self.capacity
         until_end = min(new, self.capacity - first)
-        for store, fresh in ((self.keys[layer], keys), (self.values[layer], values)):
-            store[:, :, first : first + until_end] = fresh[:, :, :until_end]
-            if until_end < new:
-                store[:, :, : new - until_end] = fresh[:, :, until_end:]
         used = min(self.length + new, self.capacity)
-        return self.keys[layer, :, :, :used], self.values[layer, :, :, :used]
+        held = self.keys[layer], self.values[layer]
+        for store, fresh in zip(held, (keys, values), strict=True):
+            # `narrow` costs half of a slice, and a step of generation takes two for each layer.
+            store.narrow(2, first, until_end).copy_(fresh.narrow(2, 0, until_end))
+            if until_end < new:
+                store.narrow(2, 0, new - until_end).copy_(
+                    fresh.narrow(2, until_end, new - until_end)
+                )
+        return held[0].narrow(2, 0, used), held[1].narrow(2, 0, used)
+
+    def recall(self, tokens: Int[Tensor, "batch new"]) -> Int[Tensor, "batch neighbours_and_new"]:
+        """Keep the new tokens; return the last `neighbours` before them, and them.
+
+        Before the beginning of the text stands any token.
+        """
+        slots = self.tokens.shape[1]
+        new = tokens.shape[1]
+        before = torch.arange(self.length - self.neighbours, self.length, device=tokens.device)
+        recalled = torch.cat([self.tokens[:, before % slots], tokens], dim=1)
+        kept = torch.arange(self.length, self.length + new, device=tokens.device)[-slots:]
+        self.tokens[:, kept % slots] = tokens[:, -slots:]
+        return recalled
 
     def positions(self, new: int = 0) -> Int[Tensor, " seen"]:
         """The position in each used slot once `new` more tokens are appended."""
@@ -113,3 +136,21 @@ class KVCache:
         if self.window or not 0 <= length <= self.length:
             raise ValueError(f"cannot go back to {length} from {self.length} tokens")
         self.length = length
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone, in this order; only rows that change place are copied.
+
+        Raises:
+            ValueError: no row, or more rows than there are.
+        """
+        if not 0 < len(rows) <= self.keys.shape[1]:
+            raise ValueError(f"cannot keep {len(rows)} of {self.keys.shape[1]} rows")
+        moved = [place for place, row in enumerate(rows) if place != row]
+        used = min(self.length, self.capacity)
+        for store in (self.keys, self.values):
+            if moved:
+                store[:, moved, :, :used] = store[:, [rows[place] for place in moved], :, :used]
+        if moved:
+            self.tokens[moved] = self.tokens[[rows[place] for place in moved]]
+        self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
+        self.tokens = self.tokens[: len(rows)]

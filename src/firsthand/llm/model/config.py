@@ -40,11 +40,14 @@ class ModelConfig:
             of neighbours is a complex number, and PyTorch turns it in one product.
         window: a query sees this many latest keys, itself included; 0 is all.
         qk_norm: RMSNorm of queries and keys in each head, before RoPE.
+        neighbours: the embedding of a token takes in those of so many tokens before it, feature
+            by feature with learned weights that start at 0 (see `model.neighbours`).
         tied: the output projection is the embedding.
         bias: a bias in each linear layer, and in LayerNorm.
         init_std: deviation of the weight matrices; 0 is 1 / √fan_in.
         embedding_std: deviation of the embeddings.
-        zero_init_projections: the last matrix of each sublayer starts at zero.
+        zero_init_projections: the last matrix of each sublayer, and an untied output, start at
+            zero.
     """
 
     vocab_size: int
@@ -64,6 +67,7 @@ class ModelConfig:
     rope_pairing: Pairing = "half"
     window: int = 0
     qk_norm: bool = False
+    neighbours: int = 0
     tied: bool = True
     bias: bool = False
     init_std: float = 0.0
@@ -75,7 +79,8 @@ class ModelConfig:
         for name in ("vocab_size", "context", "d_model", "n_layers", "n_heads"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is at least 1; not {getattr(self, name)}")
-        for name in ("n_kv_heads", "d_head", "d_ff", "window", "init_std", "embedding_std"):
+        zero_is_off = ("n_kv_heads", "d_head", "d_ff", "window", "neighbours")
+        for name in (*zero_is_off, "init_std", "embedding_std"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} is at least 0; not {getattr(self, name)}")
         if self.norm_eps <= 0 or self.rope_base <= 1:
@@ -179,6 +184,9 @@ PRESETS: dict[str, ModelConfig] = {
         feed_forward="relu2",
         rope_pairing="interleaved",
         qk_norm=True,
+        neighbours=3,
+        tied=False,
+        embedding_std=1.0,
         zero_init_projections=True,
     ),
 }
@@ -228,6 +236,7 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
     return {
         "embedding": config.vocab_size * d,
         "positions": config.context * d if config.positions == "learned" else 0,
+        "neighbours": config.neighbours * d,
         "attention": layers * attention,
         "feed_forward": layers * feed_forward,
         "norms": norms,

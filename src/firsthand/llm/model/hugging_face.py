@@ -38,6 +38,7 @@ _LLAMA = {
     "feed_forward": "swiglu",
     "window": 0,
     "qk_norm": False,
+    "neighbours": 0,
 }
 
 

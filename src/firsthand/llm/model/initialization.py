@@ -39,6 +39,8 @@ def initial_deviation(fan_in: int, sublayers: int = 0) -> float:
 
 def expected_first_loss(config: ModelConfig) -> float:
     """Nats before the first step, on random targets: ln V and the two terms derived above."""
+    if config.zero_init_projections and not config.tied:
+        return math.log(config.vocab_size)
     d, s, vocabulary = config.d_model, config.embedding_std, config.vocab_size
     echo = config.tied and config.zero_init_projections and config.norm_placement == "pre"
     lift = math.log1p(math.expm1(d * s) / vocabulary) if echo else 0.0

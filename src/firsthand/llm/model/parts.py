@@ -9,9 +9,9 @@ later stage (optimizer, sampling ...) adds a field here and its value there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class Cache(Protocol):
 
     def advance(self, new: int) -> None: ...
 
+    def recall(self, tokens: Tensor) -> Tensor: ...
+
 
 class CacheFactory(Protocol):
     """How a cache is made."""
@@ -55,9 +57,29 @@ class CacheFactory(Protocol):
         capacity: int,
         width: int,
         window: int = 0,
+        neighbours: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> Cache: ...
+
+
+class AdamW(Protocol):
+    """One update of lists of tensors; `training.optimizers.adamw` documents the numbers."""
+
+    def __call__(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        firsts: Sequence[Tensor],
+        seconds: Sequence[Tensor],
+        *,
+        step: int,
+        learning_rate: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+    ) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +95,9 @@ class Parts:
         layer_norm: x (..., d), weight (d,), bias (d,) or None, eps -> (..., d).
         rotary_angles: positions (seq,), width, base -> cos and sin, (seq, width / 2) each.
         rotate_half, rotate_interleaved: x (batch, heads, seq, width), cos, sin -> as x.
+        mix_neighbours: rows (batch, neighbours + seq, d_model), weight (neighbours, d_model), which
+            neighbours are of the same text (batch, seq, neighbours) or None -> (batch, seq,
+            d_model).
         sinusoidal_positions: positions (seq,), width, base -> (seq, width).
         alibi_slopes: heads -> (heads,).
         visibility_bias: query positions, key positions, window, slopes or None -> (heads or 1,
@@ -87,6 +112,21 @@ class Parts:
         kv_cache: the sizes -> a cache.
         initial_deviation: fan-in, the sublayers whose outputs the stream sums (0 for a matrix
             that does not write to it) -> the deviation of a matrix's first weights.
+        penalize_repetition: logits (rows, vocab), seen (rows, vocab), penalty -> as logits.
+        scale_by_temperature: logits (rows, vocab), temperature -> as logits.
+        keep_top_k, keep_top_p, keep_min_p: logits (rows, vocab), the bound -> as logits, -inf for
+            the tokens that are out.
+        draw: probabilities (rows, vocab), uniforms (rows,) -> tokens (rows,).
+        accept_drafted: target probabilities (drafted + 1, vocab), the draft's (drafted, vocab),
+            drafted tokens, drafted + 1 uniforms -> how many are accepted, the token after them.
+        adamw: parameters, gradients, first and second moments (lists of one length) and the
+            numbers of `AdamW` by name -> None; all but the gradients change in place.
+        orthogonalize: (stack, rows, cols), a triple of coefficients for each iteration -> as the
+            stack, its singular values near 1.
+        cosine_schedule: step, steps, warmup, final -> the factor on the learning rate.
+        wsd_schedule: step, steps, warmup, decay, final, "linear" or "sqrt" -> as above.
+        clip_gradients: gradients, largest norm (0 only measures) -> their norm before; in place.
+        average_weights: averages, weights, decay, updates (from 1) -> None; averages in place.
     """
 
     embed: Callable[[Tensor, Tensor], Tensor]
@@ -97,6 +137,7 @@ class Parts:
     rotary_angles: Callable[[Tensor, int, float], Angles]
     rotate_half: Rotation
     rotate_interleaved: Rotation
+    mix_neighbours: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     sinusoidal_positions: Callable[[Tensor, int, float], Tensor]
     alibi_slopes: Callable[[int], Tensor]
     visibility_bias: Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
@@ -110,6 +151,19 @@ class Parts:
     post_norm: Wiring
     kv_cache: CacheFactory
     initial_deviation: Callable[[int, int], float]
+    penalize_repetition: Callable[[Tensor, Tensor, float], Tensor]
+    scale_by_temperature: Callable[[Tensor, float], Tensor]
+    keep_top_k: Callable[[Tensor, int], Tensor]
+    keep_top_p: Callable[[Tensor, float], Tensor]
+    keep_min_p: Callable[[Tensor, float], Tensor]
+    draw: Callable[[Tensor, Tensor], Tensor]
+    accept_drafted: Callable[[Tensor, Tensor, Sequence[int], Sequence[float]], tuple[int, int]]
+    adamw: AdamW
+    orthogonalize: Callable[[Tensor, Sequence[tuple[float, float, float]]], Tensor]
+    cosine_schedule: Callable[[int, int, int, float], float]
+    wsd_schedule: Callable[[int, int, int, int, float, Literal["linear", "sqrt"]], float]
+    clip_gradients: Callable[[Sequence[Tensor], float], Tensor]
+    average_weights: Callable[[Sequence[Tensor], Sequence[Tensor], float, int], None]
 
     def origins(self) -> dict[str, str]:
         """The module and name of each part's code: whose code runs where."""

@@ -37,3 +37,18 @@ def document_bias(documents: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch 1
     """-inf between tokens of different documents in a packed sequence, 0 within one."""
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return torch.zeros(same.shape, device=same.device).masked_fill_(~same, -math.inf)
+
+
+def padding_bias(
+    query_slots: Int[Tensor, " queries"],
+    key_slots: Int[Tensor, " keys"],
+    starts: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch 1 queries keys"]:
+    """-inf before the start of each row's text, 0 elsewhere.
+
+    A token sees itself even in the padding: a softmax over nothing would be NaN, and NaN times a
+    weight of 0 is NaN in every later layer.
+    """
+    hidden = (key_slots < starts[:, None])[:, None] & (query_slots[:, None] != key_slots)
+    bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -math.inf)
+    return bias[:, None]

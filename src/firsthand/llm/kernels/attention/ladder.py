@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from firsthand.llm.kernels.attention import with_numpy, with_torch
+from firsthand.llm.kernels.attention import with_numba, with_numpy, with_torch
 from firsthand.llm.kernels.ladder import AnyArray, Costs, Inputs, Ladder, Outputs, Rung, Shape
 
 
@@ -107,5 +107,6 @@ LADDER = Ladder(
         ),
         # The kernel keeps a tile in the cache: no pass over the scores reaches memory.
         Rung("torch-sdpa", "torch", with_torch.sdpa, _tiled(with_torch.BLOCK, 0, 0)),
+        Rung("numba", "torch", with_numba.attention, _tiled(with_numba.BLOCK, 0, 0)),
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from firsthand.llm.kernels.cross_entropy import with_numpy, with_torch
+from firsthand.llm.kernels.cross_entropy import with_numba, with_numpy, with_torch
 from firsthand.llm.kernels.ladder import AnyArray, Costs, Inputs, Ladder, Outputs, Rung, Shape
 
 
@@ -94,6 +94,12 @@ LADDER = Ladder(
             "torch",
             with_torch.chunked_cross_entropy,
             _moved(4, 9, chunk=with_torch.CHUNK),
+        ),
+        Rung(
+            "numba-chunked",
+            "torch",
+            with_numba.chunked_cross_entropy,
+            _moved(3, 5, chunk=with_torch.CHUNK),
         ),
         Rung(
             "torch-chunked-twice",

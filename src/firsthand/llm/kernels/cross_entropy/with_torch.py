@@ -42,8 +42,8 @@ def chunked_cross_entropy(
     Raises:
         ValueError: shapes that do not fit, or a chunk below 1.
     """
-    _require(hidden, weight, targets, chunk)
-    result: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)  # type: ignore[no-untyped-call]
+    require_shapes(hidden, weight, targets, chunk)
+    result: Tensor = ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -56,12 +56,14 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = C
     Raises:
         ValueError: shapes that do not fit, or a chunk below 1.
     """
-    _require(hidden, weight, targets, chunk)
+    require_shapes(hidden, weight, targets, chunk)
     result: Tensor = _TokenLosses.apply(hidden, weight, targets, chunk)  # type: ignore[no-untyped-call]
     return result
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """The loss whose gradients are made in the forward pass; another rung replaces that alone."""
+
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
@@ -167,7 +169,8 @@ def _chunks(tokens: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, tokens)) for start in range(0, tokens, chunk)]
 
 
-def _require(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> None:
+def require_shapes(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> None:
+    """Raise ValueError for shapes that do not fit, or a chunk below 1."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             "hidden is (tokens, width) and weight (vocabulary, width); "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from firsthand.llm.kernels.ladder import AnyArray, Inputs, Ladder, Outputs, Rung, Shape, by_elements
-from firsthand.llm.kernels.norms import with_numpy, with_torch
+from firsthand.llm.kernels.norms import with_numba, with_numpy, with_torch
 
 EPS = 1e-5
 
@@ -61,6 +61,7 @@ RMS_LADDER = Ladder(
         Rung(
             "torch-fused", "torch", with_torch.fused_rms_norm, by_elements(5, 11, "rows", "width")
         ),
+        Rung("numba", "torch", with_numba.rms_norm, by_elements(2, 5, "rows", "width")),
     ),
 )
 

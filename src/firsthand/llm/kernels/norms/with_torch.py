@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+_FEW = 1 << 18
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """x (..., d) over the root of its mean square, times weight (d,)."""
@@ -21,7 +23,9 @@ def fused_rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     On a CPU the backward pass runs in LayerNorm's kernel: LayerNorm's gradient at μ = 0 is
     RMSNorm's less r mean(h), which costs one matrix-vector product to add again.
     """
-    if x.device.type != "cpu" or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
+    plain = x.device.type != "cpu" or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu")
+    # A token at a time, what a custom function costs to call is more than the norm itself.
+    if plain or (x.numel() < _FEW and not torch.is_grad_enabled()):
         return functional.rms_norm(x, weight.shape, weight, eps)
     result: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return result

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from firsthand.llm.kernels.ladder import AnyArray, Inputs, Ladder, Outputs, Rung, Shape, by_elements
-from firsthand.llm.kernels.rope import with_numpy, with_torch
+from firsthand.llm.kernels.rope import with_numba, with_numpy, with_torch
 
 _SIZES = ("batch", "heads", "positions", "width")
 _SHAPE = {"batch": 4, "heads": 8, "positions": 512, "width": 64}
@@ -69,6 +69,7 @@ HALF_LADDER = _ladder(
         ),
         Rung("torch", "torch", with_torch.rotate_half, by_elements(9, 18, *_SIZES)),
         Rung("torch-fused", "torch", with_torch.fused_rotate_half, by_elements(5, 10, *_SIZES)),
+        Rung("numba", "torch", with_numba.rotate_half, by_elements(2, 4, *_SIZES)),
     ),
 )
 
@@ -90,5 +91,6 @@ INTERLEAVED_LADDER = _ladder(
             with_torch.complex_rotate_interleaved,
             by_elements(2, 4, *_SIZES),
         ),
+        Rung("numba", "torch", with_numba.rotate_interleaved, by_elements(2, 4, *_SIZES)),
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from firsthand.llm.kernels.ladder import AnyArray, Inputs, Ladder, Outputs, Rung, Shape, by_elements
-from firsthand.llm.kernels.swiglu import with_numpy, with_torch
+from firsthand.llm.kernels.swiglu import with_numba, with_numpy, with_torch
 
 
 def inputs(shape: Shape, generator: np.random.Generator) -> Inputs:
@@ -41,5 +41,6 @@ LADDER = Ladder(
         ),
         Rung("torch", "torch", with_torch.swiglu, by_elements(5, 16, "rows", "width")),
         Rung("torch-fused", "torch", with_torch.fused_swiglu, by_elements(5, 16, "rows", "width")),
+        Rung("numba", "torch", with_numba.swiglu, by_elements(3, 8, "rows", "width")),
     ),
 )

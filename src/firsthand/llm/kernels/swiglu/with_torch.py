@@ -18,6 +18,8 @@ def swiglu(both: Tensor) -> Tensor:
 
 def fused_swiglu(both: Tensor) -> Tensor:
     """The same; silu(gate) is computed again in the backward pass instead of being kept."""
+    if not torch.is_grad_enabled():
+        return _swiglu(both)
     result: Tensor = _SwiGLU.apply(both)  # type: ignore[no-untyped-call]
     return result
 
@@ -27,12 +29,24 @@ def fused_gelu(x: Tensor) -> Tensor:
     return functional.gelu(x, approximate="tanh")
 
 
+def fused_relu_squared(x: Tensor) -> Tensor:
+    """max(0, x)², the third choice: keeps r = max(0, x) alone, since the derivative is 2 r."""
+    if not torch.is_grad_enabled():
+        return functional.relu(x).square()
+    result: Tensor = _ReLUSquared.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _swiglu(both: Tensor) -> Tensor:
+    gate, up = both.chunk(2, dim=-1)
+    return functional.silu(gate).mul_(up)
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:
         ctx.save_for_backward(both)
-        gate, up = both.chunk(2, dim=-1)
-        return functional.silu(gate).mul_(up)
+        return _swiglu(both)
 
     @staticmethod
     @once_differentiable
@@ -44,3 +58,19 @@ class _SwiGLU(torch.autograd.Function):
         torch.mul(functional.silu(gate), cotangent, out=dup)
         dgate.copy_(torch.ops.aten.silu_backward(cotangent * up, gate))
         return gradient
+
+
+class _ReLUSquared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        rectified = functional.relu(x)
+        ctx.save_for_backward(rectified)
+        squared: Tensor = rectified.square()
+        return squared
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        (rectified,) = ctx.saved_tensors
+        gradient: Tensor = cotangent * rectified
+        return gradient.mul_(2.0)
