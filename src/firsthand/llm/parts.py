@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from firsthand.llm.generation import filters, speculation
+from firsthand.llm.kernels.adamw import with_numba as fast_adamw
 from firsthand.llm.kernels.attention import with_numba as fast_attention
 from firsthand.llm.kernels.cross_entropy import with_numba as fast_cross_entropy
 from firsthand.llm.kernels.cross_entropy.with_torch import linear_cross_entropy
@@ -83,6 +84,6 @@ FAST = replace(
     swiglu=fast_swiglu.swiglu,
     gelu=fused_gelu,
     relu_squared=fused_relu_squared,
-    adamw=adamw.fused_adamw,
+    adamw=fast_adamw.adamw,
     orthogonalize=newton_schulz.gram_orthogonalize,
 )

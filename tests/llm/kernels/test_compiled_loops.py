@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from firsthand.llm.kernels import threads
+from firsthand.llm.kernels import team, threads
 from firsthand.llm.kernels.attention import with_numba as attention
 from firsthand.llm.kernels.attention.with_torch import sdpa
 from firsthand.llm.kernels.compiling import compiled
@@ -116,13 +116,59 @@ def test_the_same_bits_on_any_number_of_threads(name: str, monkeypatch: Any) -> 
     fast, _, arguments = CALLS[name]
     alone = _value_and_gradients(fast, arguments)
     monkeypatch.setattr(threads, "LEAST_ELEMENTS", 1)
+    monkeypatch.setattr(team, "run", lambda *_: False)
     names: set[str] = set()
     _record_threads(monkeypatch, names)
-    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(threads, "usable_threads", lambda: 3)
     together = _value_and_gradients(fast, arguments)
     assert len(names) > 1
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(not team.available(), reason="this PyTorch brings no libgomp")
+@pytest.mark.parametrize("name", CALLS)
+def test_the_same_bits_on_the_team_of_pytorch(name: str, monkeypatch: Any) -> None:
+    fast, _, arguments = CALLS[name]
+    alone = _value_and_gradients(fast, arguments)
+    monkeypatch.setattr(threads, "LEAST_ELEMENTS", 1)
+    monkeypatch.setattr(threads, "usable_threads", lambda: 3)
+    run, done = team.run, []
+
+    def watched(*arguments: Any) -> bool:
+        done.append(run(*arguments))
+        return done[-1]
+
+    monkeypatch.setattr(team, "run", watched)
+    together = _value_and_gradients(fast, arguments)
+    assert len(done) > 1
+    assert all(done)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)
+
+
+@compiled
+def _note_ranges(first: int, last: int, firsts: AnyArray) -> None:
+    for row in range(first, last):
+        firsts[row] += first + 1
+
+
+@pytest.mark.skipif(not team.available(), reason="this PyTorch brings no libgomp")
+def test_the_team_shares_the_rows_between_its_threads() -> None:
+    firsts = np.zeros(7, np.float32)
+    assert team.run(_note_ranges, 3, 7, (firsts,))
+    assert firsts.tolist() == [1, 1, 3, 3, 5, 5, 5]
+
+
+def test_a_tensor_stays_resizable() -> None:
+    weight = torch.nn.Parameter(torch.ones(3, 4))
+    seen = threads.array(weight)
+    assert seen.shape == (3, 4)
+    seen[1, 2] = 5.0
+    assert weight[1, 2] == 5.0
+    del seen
+    weight.untyped_storage().resize_(0)
+    assert threads.memory(torch.zeros(0, 4)).shape == (0, 4)
 
 
 def _record_threads(monkeypatch: Any, names: set[str]) -> None:
@@ -145,6 +191,20 @@ def test_ranges_cover_the_rows_once() -> None:
     torch.set_num_threads(1)
     assert threads.ranges(7, 1 << 30) == [(0, 7)]
     assert threads.ranges(0, 0) == [(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("cores", "of_torch", "expected"), [(2, 2, 1), (2, 1, 1), (8, 4, 4), (8, 6, 3), (16, 16, 1)]
+)
+def test_threads_stay_off_spinning_cores(
+    cores: int, of_torch: int, expected: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(team, "available", lambda: False)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: of_torch)
+    assert threads.usable_threads() == expected
+    # With sixteen threads against one the rungs of PyTorch win.
+    assert threads.compiles(torch.zeros(1)) == (of_torch <= threads.WORTH * expected)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -205,20 +265,25 @@ def test_attention_keeps_no_view_of_the_projection() -> None:
 
 
 FORKED = """
-import os, torch
-from firsthand.llm.kernels import threads
+import os, sys, torch
+from firsthand.llm.kernels import team, threads
 from firsthand.llm.kernels.swiglu.with_numba import swiglu
 threads.LEAST_ELEMENTS = 1
-torch.get_num_threads = lambda: 2
-x = torch.ones(64, 64)
-swiglu(x.requires_grad_())
+threads.usable_threads = lambda: 2
+torch.set_num_threads(2)
+if sys.argv[1] == "pool":
+    team.run = lambda *_: False
+x = torch.arange(4096.0).view(64, 64) / 1e3
+expected = swiglu(x.requires_grad_()).detach()
 child = os.fork()
 if child == 0:
-    os._exit(0 if float(swiglu(x).sum().detach()) > 0 else 1)
+    os._exit(0 if torch.equal(swiglu(x).detach(), expected) and not team.available() else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert torch.equal(swiglu(x).detach(), expected)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
-def test_a_forked_child_makes_threads_of_its_own() -> None:
-    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60)
+@pytest.mark.parametrize("threads_of", ["pool", "team"])
+def test_a_forked_child_makes_threads_of_its_own(threads_of: str) -> None:
+    subprocess.run([sys.executable, "-c", FORKED, threads_of], check=True, timeout=60)

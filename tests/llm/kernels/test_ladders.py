@@ -54,7 +54,10 @@ SHAPES: dict[str, st.SearchStrategy[Shape]] = {
         {"tokens": st.integers(1, 600), "width": _few, "vocabulary": st.integers(1, 30)}
     ),
     "attention": _attention_shapes(),
+    # The compiled loop works on blocks of 4096.
+    "adamw": st.fixed_dictionaries({"elements": st.integers(1, 17) | st.integers(4090, 9001)}),
 }
+DIFFERENTIABLE = [name for name, ladder in LADDERS.items() if ladder.differentiable]
 
 
 def test_every_ladder_has_shapes() -> None:
@@ -67,14 +70,16 @@ def test_every_ladder_has_shapes() -> None:
 def test_rungs_against_the_oracle(name: str, data: st.DataObject, seed: int) -> None:
     ladder, shape = LADDERS[name], data.draw(SHAPES[name])
     inputs, cotangent = _drawn(ladder, shape, seed)
-    expected = ladder.oracle(**inputs, cotangent=cotangent)
+    gradients = bool(ladder.differentiable)
+    expected = ladder.oracle(**inputs, **({"cotangent": cotangent} if gradients else {}))
     for rung in ladder.rungs:
         for dtype, tolerance in (("float64", 1e-10), ("float32", 3e-4)):
-            given_inputs = rung.prepare(inputs, dtype)
+            # Prepared for each call: a rung may work in place.
             given_cotangent = rung.prepare({"cotangent": cotangent}, dtype)["cotangent"]
-            results = ladder.run(rung, given_inputs, given_cotangent)
-            alone = ladder.run(rung, given_inputs)
-            assert len(results) == len(expected) == 1 + len(ladder.differentiable)
+            results = ladder.run(rung, rung.prepare(inputs, dtype), given_cotangent)
+            alone = ladder.run(rung, rung.prepare(inputs, dtype))
+            assert len(results) == len(expected)
+            assert len(results) == len(alone) + len(ladder.differentiable)
             np.testing.assert_allclose(np.asarray(alone[0]), np.asarray(results[0]), rtol=1e-5)
             for result, right in zip(results, expected, strict=True):
                 assert str(np.asarray(result).dtype) == dtype
@@ -87,7 +92,7 @@ def test_rungs_against_the_oracle(name: str, data: st.DataObject, seed: int) -> 
                 )
 
 
-@pytest.mark.parametrize("name", LADDERS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_oracle_against_central_differences(name: str) -> None:
     """The oracles are checked by what no rung shares with them."""
     shapes: dict[str, Shape] = {
@@ -116,7 +121,8 @@ def test_costs(name: str) -> None:
     doubled = {**ladder.shape, next(iter(ladder.shape)): 2 * next(iter(ladder.shape.values()))}
     for costs in (ladder.flops, ladder.bytes_moved, *(rung.bytes_moved for rung in ladder.rungs)):
         forward = costs.of(ladder.shape, backward=False)
-        assert 0 < forward < costs.of(ladder.shape, backward=True)
+        both = costs.of(ladder.shape, backward=True)
+        assert 0 < forward < both if ladder.differentiable else 0 < forward == both
         assert forward < costs.of(doubled, backward=False) <= 2 * forward
     least = ladder.bytes_moved.of(ladder.shape, backward=True)
     assert all(rung.bytes_moved.of(ladder.shape, backward=True) >= least for rung in ladder.rungs)

@@ -33,6 +33,12 @@ def test_rows(backward: bool) -> None:
         assert row.flop_rate * row.seconds == pytest.approx(row.flops)
 
 
+def test_an_update_has_no_backward_pass() -> None:
+    rows = time_ladder(LADDERS["adamw"], SLOW, shape={"elements": 64}, backward=True, runs=1)
+    assert [row.rung for row in rows] == [rung.name for rung in LADDERS["adamw"].rungs]
+    assert not any(row.backward for row in rows)
+
+
 def test_the_ceiling_that_binds() -> None:
     compute_bound = Ceilings(bandwidth=1e12, flop_rate=1e3, threads=1)
     ladder = LADDERS["softmax"]

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,8 @@ def on_ranks(ranks: int, folder: Path, settings: RunConfig) -> None:
                 if world.is_first:
                     (folder / LOSSES).write_text(json.dumps(losses))
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(code)

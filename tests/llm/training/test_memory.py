@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from firsthand.llm.training.config import TrainingSettings
 from firsthand.llm.training.memory import (
     OutOfMemoryError,
     explained_memory,
+    fitting_rows,
+    free_bytes,
     is_out_of_memory,
     peak_bytes,
     row_bytes,
@@ -63,6 +66,20 @@ def test_a_failed_allocation_becomes_advice_with_figures(model: Transformer) -> 
     ):
         assert words in text
     assert not model.checkpoint_blocks
+
+
+def test_rows_that_fit_divide_the_batch() -> None:
+    assert fitting_rows(64, 64, 10, 0) == 32
+    assert fitting_rows(64, 64, 10, 1000) == 32
+    assert fitting_rows(64, 64, 10, 200) == 8
+    assert fitting_rows(60, 60, 10, 200) == 15
+    assert fitting_rows(60, 7, 10, 0) == 3
+    assert fitting_rows(64, 64, 10, 5) == 1
+    assert fitting_rows(1, 1, 10, 0) == 1
+
+
+def test_what_is_free_is_below_what_there_is() -> None:
+    assert 0 <= free_bytes(torch.device("cpu")) <= psutil.virtual_memory().total
 
 
 def test_a_real_failed_allocation_is_recognized() -> None:

@@ -52,6 +52,10 @@ def kernels_bench(
                 raise FirsthandError(f"There is no ladder {name}; {hint}.")
         chosen = [LADDERS[name] for name in names or LADDERS]
         sizes = _sizes(size or [])
+        for name in sizes:
+            if name not in chosen[0].shape:
+                known = ", ".join(chosen[0].shape)
+                raise FirsthandError(f"{chosen[0].name} has no size {name}; it has {known}.")
         if len(chosen) > 1 and sizes:
             raise FirsthandError("--size is for one ladder: name it.")
         if threads:
@@ -73,7 +77,7 @@ def kernels_bench(
     if as_json:
         print(json.dumps(_record(ceilings, measured)))
         return
-    _print(ceilings, measured, forward, sizes)
+    _print(ceilings, measured, sizes)
 
 
 def _sizes(texts: list[str]) -> dict[str, int]:
@@ -95,7 +99,7 @@ def _record(ceilings, measured) -> dict[str, object]:  # type: ignore[no-untyped
     }
 
 
-def _print(ceilings, measured, forward: bool, sizes: dict[str, int]) -> None:  # type: ignore[no-untyped-def]
+def _print(ceilings, measured, sizes: dict[str, int]) -> None:  # type: ignore[no-untyped-def]
     from rich.table import Table
 
     from firsthand.app.cli.terminal import console
@@ -103,21 +107,22 @@ def _print(ceilings, measured, forward: bool, sizes: dict[str, int]) -> None:  #
     out = console()
     out.print(
         f"Ceilings with {ceilings.threads} threads: {ceilings.bandwidth / 1e9:.1f} GB/s read and "
-        f"written, {ceilings.flop_rate / 1e9:.0f} GFLOP/s in float32 products.",
+        f"written, {ceilings.flop_rate / 1e9:.0f} GFLOP/s in float32 products.\n"
+        "share: the least time that these allow, over the time it took.",
         highlight=False,
     )
-    passes = "forward" if forward else "forward and backward"
     for ladder, rows in measured:
+        passes = "forward and backward" if rows[0].backward else "forward"
         shape = ", ".join(f"{name} {n}" for name, n in {**ladder.shape, **sizes}.items())
         out.print(f"\n[bold]{ladder.name}[/], {passes}: {shape}", highlight=False)
         table = Table("rung", box=None, pad_edge=False)
-        for column in ("ms", "spread", "MB moved", "GB/s", "MFLOP", "GFLOP/s", "of the ceiling"):
+        for column in ("ms", "range", "MB moved", "GB/s", "MFLOP", "GFLOP/s", "share"):
             table.add_column(column, justify="right")
         for row in rows:
             table.add_row(
                 row.rung,
-                f"{row.seconds * 1e3:.2f}",
-                f"{row.fastest * 1e3:.2f} to {row.slowest * 1e3:.2f}",
+                f"{row.seconds * 1e3:.1f}",
+                f"{row.fastest * 1e3:.1f}-{row.slowest * 1e3:.1f}",
                 f"{row.bytes_moved / 1e6:.1f}",
                 f"{row.bandwidth / 1e9:.1f}",
                 f"{row.flops / 1e6:.1f}",

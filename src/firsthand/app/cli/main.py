@@ -274,6 +274,10 @@ def main() -> None:
     from firsthand.app.cli.terminal import prepare_streams
 
     prepare_streams()
+    # PyTorch's threads wait for their next operation by spinning. Where anything else runs, the one
+    # that computes then waits for the one that spins, and small operations take ten times as long;
+    # a short spin costs next to nothing. Read when PyTorch is imported, which is later.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # A terminal that is put back as it was, and a worker that ends, also when somebody ends us.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:

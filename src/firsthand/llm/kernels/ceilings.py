@@ -16,7 +16,8 @@ class Ceilings:
     """Measured limits of one machine.
 
     Attributes:
-        bandwidth: bytes read and written in a second by a copy that no cache holds.
+        bandwidth: bytes read and written in a second by a copy, or by a change in place, that no
+            cache holds; whichever is more. A copy to elsewhere often reads its target first.
         flop_rate: float32 FLOPs in a second of a large matrix product.
         threads: PyTorch's threads at the time.
     """
@@ -41,10 +42,11 @@ def measure_ceilings(*, copy_bytes: int = 256 * MIB, side: int = 1024, runs: int
     source = torch.ones(copy_bytes // 4)
     target = torch.empty_like(source)
     copy_seconds = _fastest(lambda: target.copy_(source), runs)
+    in_place_seconds = _fastest(lambda: source.mul_(1.0), runs)
     left, right, product = (torch.full((side, side), 0.5) for _ in range(3))
     product_seconds = _fastest(lambda: torch.mm(left, right, out=product), runs)
     return Ceilings(
-        bandwidth=2 * source.nbytes / copy_seconds,
+        bandwidth=2 * source.nbytes / min(copy_seconds, in_place_seconds),
         flop_rate=2 * side**3 / product_seconds,
         threads=torch.get_num_threads(),
     )

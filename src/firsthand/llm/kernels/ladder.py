@@ -3,7 +3,8 @@
 A rung computes the output and, from a cotangent (the gradient of a scalar with respect to the
 output), the gradients of the floating-point inputs. Costs are counted, not measured: FLOPs of
 the operation, an addition and a multiplication being one each, and the bytes a rung moves when
-no array stays in a cache between two passes over it.
+no array stays in a cache between two passes over it. An operation without gradients, such as an
+optimizer's update, may have several outputs and may write them over its inputs.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Rung:
     Attributes:
         name: unique in its ladder, such as "numpy" or "torch-tiled".
         library: whose arrays it takes, "numpy" or "torch".
-        forward: inputs by name -> the output.
+        forward: inputs by name -> the output, or a tuple of them.
         gradients: inputs by name and `cotangent` -> the output, then one gradient for each
             name in the ladder's `differentiable`. A torch rung leaves it out: autograd.
         bytes_moved: by shape, for float32; reads and writes of whole arrays.
@@ -74,9 +75,10 @@ class Ladder:
         name: the operation's folder.
         rungs: plain first.
         inputs: (shape, generator) -> float64 and integer arrays by name.
-        oracle: inputs by name and `cotangent`, in float64 -> the output and each gradient; written
-            apart from all rungs.
-        differentiable: the inputs with a gradient, in the order in which rungs return them.
+        oracle: inputs by name and, where there are gradients, `cotangent`, in float64 -> the
+            outputs and each gradient; written apart from all rungs.
+        differentiable: the inputs with a gradient, in the order in which rungs return them; empty
+            where the operation has none.
         flops: of the operation, the same for all rungs.
         bytes_moved: of a rung that reads each input once and writes each result once, float32.
         shape: sizes for the table, by name.
@@ -104,15 +106,16 @@ class Ladder:
         raise KeyError(f"{self.name} has no rung {name!r}; it has {known}")
 
     def run(self, rung: Rung, inputs: Mapping[str, Any], cotangent: Any = None) -> Outputs:
-        """The output of a rung and, with a cotangent, the gradients of `differentiable`.
+        """The outputs of a rung and, with a cotangent, the gradients of `differentiable`.
 
         Args:
             rung: one of `rungs`.
-            inputs: as `rung.prepare` returns them.
-            cotangent: in the library and the shape of the output.
+            inputs: as `rung.prepare` returns them; a rung that works in place changes them.
+            cotangent: in the library and the shape of the output; unused without gradients.
         """
-        if cotangent is None:
-            return [rung.forward(**inputs)]
+        if cotangent is None or not self.differentiable:
+            outputs = rung.forward(**inputs)
+            return list(outputs) if isinstance(outputs, tuple) else [outputs]
         if rung.gradients is not None:
             return rung.gradients(**inputs, cotangent=cotangent)
         return self._by_autograd(rung, inputs, cotangent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from firsthand.llm.kernels.adamw.ladder import LADDER as ADAMW
 from firsthand.llm.kernels.attention.ladder import LADDER as ATTENTION
 from firsthand.llm.kernels.cross_entropy.ladder import LADDER as CROSS_ENTROPY
 from firsthand.llm.kernels.ladder import Ladder
@@ -21,5 +22,6 @@ LADDERS: dict[str, Ladder] = {
         SWIGLU,
         CROSS_ENTROPY,
         ATTENTION,
+        ADAMW,
     )
 }

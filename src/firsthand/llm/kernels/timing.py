@@ -27,8 +27,9 @@ class Row:
         bytes_moved: by this rung's own passes over memory.
         flops: of the operation.
         ceiling_share: the least time the machine's ceilings allow for the operation (each input
-            read once, each result written once) over `seconds`; above 1 only when the data fit
-            in a cache that is faster than the measured bandwidth.
+            read once, each result written once) over `seconds`. Above 1 when the data fit in a
+            cache that is faster than the measured bandwidth, and for an update in place: the copy
+            that measures the bandwidth has to fetch each line before it writes it.
     """
 
     ladder: str
@@ -67,7 +68,7 @@ def time_ladder(
         ladder: what to time.
         ceilings: of this machine, with the same number of threads.
         shape: sizes by name; None is the ladder's own.
-        backward: whether gradients are computed too.
+        backward: whether gradients are computed too, where the operation has them.
         runs: measurements of each rung, at least 1, after one that is not counted.
         seed: of the inputs.
     Raises:
@@ -76,6 +77,7 @@ def time_ladder(
     sizes = {**ladder.shape, **(shape or {})}
     if runs < 1 or set(sizes) != set(ladder.shape):
         raise ValueError(f"{runs} runs of {ladder.name} with the sizes {sizes}")
+    backward = backward and bool(ladder.differentiable)
     generator = np.random.default_rng(seed)
     inputs = ladder.inputs(sizes, generator)
     cotangent = generator.standard_normal(np.shape(_output(ladder, inputs)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from firsthand.llm.model.config import ModelConfig
 from firsthand.llm.model.parts import Activation, Angles, Cache, Parts
+from firsthand.llm.model.recomputed import activated_product
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
         """What this sublayer adds to the stream."""
-        added: Tensor = self.down(self.activation(self.up(x)))
-        return added
+        return activated_product(self.up(x), self.activation, self.down)
 
 
 class Block(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,10 +95,10 @@ def _advice(model: Transformer, settings: TrainingSettings, length: int) -> str:
     except (RuntimeError, MemoryError):
         return "Not even one row fits: choose a smaller model or a shorter sequence_length."
     now = f"{rows} rows of {length} tokens keep {_megabytes(rows * row)} for the backward pass."
-    half = max(1, rows // 2)
+    fewer = fitting_rows(settings.batch_size, rows, row, free_bytes(model.embedding.weight.device))
     ways = []
-    if half < rows:
-        ways.append(f"training.micro_batch={half} keeps {_megabytes(half * row)}, same result")
+    if fewer < rows:
+        ways.append(f"training.micro_batch={fewer} keeps {_megabytes(fewer * row)}, same result")
     if not settings.checkpoint_blocks:
         ways.append(
             f"training.checkpoint_blocks=true keeps {_megabytes(rows * lean)} and computes each "
@@ -106,6 +107,39 @@ def _advice(model: Transformer, settings: TrainingSettings, length: int) -> str:
     if settings.precision == "float32":
         ways.append("training.precision=bfloat16 about halves both")
     return f"{now} What helps: {'; '.join(ways) or 'a smaller model'}."
+
+
+def fitting_rows(batch_size: int, rows: int, row: int, free: int) -> int:
+    """Fewer rows than `rows`, a divisor of the batch, that fit into 3/4 of `free`, or 1.
+
+    Args:
+        batch_size: rows of an update.
+        rows: of a forward pass that did not fit.
+        row: bytes that each keeps.
+        free: bytes; 0 when nobody knows, and then half of the rows has to do.
+    """
+    smaller = [n for n in range(1, rows // 2 + 1) if batch_size % n == 0]
+    fitting = [n for n in smaller if not free or n * row <= 0.75 * free]
+    return max(fitting, default=1)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a process could still get, within its limits; 0 where nobody tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        available = next(line for line in text.splitlines() if line.startswith("MemAvailable"))
+        free = int(available.split()[1]) * 1024
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            free = min(free, limit - used * resource.getpagesize())
+    except (OSError, StopIteration, ValueError, ModuleNotFoundError):
+        return 0
+    return max(0, free)
 
 
 def row_bytes(model: Transformer, precision: Any, length: int) -> int:

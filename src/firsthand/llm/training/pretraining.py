@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +17,7 @@ from firsthand.llm.model.config import resized
 from firsthand.llm.model.hugging_face import ExchangeError, save_llama
 from firsthand.llm.model.parts import Parts
 from firsthand.llm.model.transformer import Transformer
+from firsthand.llm.tokenizer import Tokenizer
 from firsthand.llm.tokenizer.hugging_face import write_hugging_face
 from firsthand.llm.training.assembly import assemble
 from firsthand.llm.training.config import RunConfig
@@ -149,12 +152,22 @@ def _finish(run: Run, training: Training, corpus: Corpus, journal: RunJournal) -
     """The weights as Hugging Face reads them, where its Llama has all that the model has."""
     finished = training.step == training.settings.steps
     if finished and not training.spread.sharded and corpus.tokenizer is not None:
-        end = corpus.tokenizer.special_tokens.get(END_OF_TEXT)
         average = training.average
-        try:
-            with average.applied() if average else nullcontext():
-                save_llama(training.model, run.model, {"bos_token_id": end, "eos_token_id": end})
-            write_hugging_face(corpus.tokenizer, run.model / "tokenizer.json")
-        except ExchangeError as error:
-            journal.watcher.said(f"Not written for Hugging Face: {error}.")
+        with average.applied() if average else nullcontext():
+            _export(run, training.model, corpus.tokenizer, journal)
     write_report(run.folder)
+
+
+def _export(run: Run, model: Transformer, tokenizer: Tokenizer, journal: RunJournal) -> None:
+    """Whole or not at all: a kill leaves nothing that looks like a model."""
+    partial = run.folder / ".model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    end = tokenizer.special_tokens.get(END_OF_TEXT)
+    try:
+        save_llama(model, partial, {"bos_token_id": end, "eos_token_id": end})
+    except ExchangeError as error:
+        journal.watcher.said(f"Not written for Hugging Face: {error}.")
+        return
+    write_hugging_face(tokenizer, partial / "tokenizer.json")
+    shutil.rmtree(run.model, ignore_errors=True)
+    os.rename(partial, run.model)

@@ -1,20 +1,18 @@
-"""AdamW against torch's, in float64 and float32, and its three forms against each other."""
+"""AdamW as written down, and as training runs it, against torch's in float64 and float32."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
-from firsthand.llm.training.optimizers import adamw as module
-from firsthand.llm.training.optimizers.adamw import adamw, adamw_update, foreach_adamw, fused_adamw
+from firsthand.llm.parts import FAST
+from firsthand.llm.training.optimizers.adamw import adamw, adamw_update
 
 torch.set_num_threads(1)
 
-FORMS = [adamw, foreach_adamw, fused_adamw]
+FORMS = [adamw, FAST.adamw]
 SHAPES = [(7, 13), (5,), (), (3, 2, 4), (0,), (1, 17)]
 NUMBERS = {
     "learning_rate": 0.03,
@@ -61,7 +59,7 @@ def _torch(steps: int, dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_against_torch(form: Callable[..., None], dtype: torch.dtype, tolerance: float) -> None:
     for one, other in zip(_run(form, 9, dtype), _torch(9, dtype), strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
@@ -85,20 +83,6 @@ def test_the_first_step_by_hand() -> None:
     torch.testing.assert_close(parameter, torch.tensor([2 - 0.1 - 0.1, -1 + 0.1 + 0.05]))
     torch.testing.assert_close(moments[0], 0.1 * gradient)
     torch.testing.assert_close(moments[1], 0.01 * gradient**2)
-
-
-@given(st.integers(1, 40), st.sampled_from([0.0, 0.1]), st.floats(0.0, 0.99))
-def test_groups_change_nothing(limit: int, weight_decay: float, beta1: float) -> None:
-    numbers = {"weight_decay": weight_decay, "beta1": beta1}
-    expected = _run(adamw, 2, torch.float64, **numbers)
-    kept = module.GROUP["cpu"]
-    module.GROUP["cpu"] = limit
-    try:
-        found = _run(foreach_adamw, 2, torch.float64, **numbers)
-    finally:
-        module.GROUP["cpu"] = kept
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -27,7 +27,7 @@ from firsthand.llm.kernels.attention.with_torch import sdpa
 from firsthand.llm.kernels.compiling import compiled
 from firsthand.llm.kernels.exponential import exp32
 from firsthand.llm.kernels.ladder import AnyArray
-from firsthand.llm.kernels.threads import array, by_rows, compiles
+from firsthand.llm.kernels.threads import array, by_rows, compiles, memory
 
 BLOCK = 128
 TILE_BYTES = 1 << 22
@@ -78,7 +78,7 @@ class _Attention(torch.autograd.Function):
                 ds = torch.bmm(dout, values[:, :seen].mT)
                 sums = log_sums[some, :, rows].contiguous()
                 hidden, scale = seen - sums.shape[-1], 1.0 / math.sqrt(q.shape[-1])
-                _each(_softmax_gradient, p, sums, hidden, scale, array(ds), delta.numpy().ravel())
+                _each(_softmax_gradient, p, sums, hidden, scale, array(ds), memory(delta).ravel())
                 rows_of_dq = dq[some, :, rows]
                 rows_of_dq.copy_(torch.bmm(ds, keys[:, :seen]).view(rows_of_dq.shape))
                 # The first block sees all keys: it writes, and the others add.
@@ -117,7 +117,7 @@ def _each(
     """Run over all rows of scores; row i of each head's block sees hidden + i + 1 keys."""
     flat = array(scores)
     block, each = sums.shape[-1], np.float32(scale)
-    log_sums = sums.view(-1).numpy()
+    log_sums = memory(sums.view(-1))
     by_rows(kernel, len(flat), flat.size, flat, log_sums, block, hidden, each, *others)
 
 

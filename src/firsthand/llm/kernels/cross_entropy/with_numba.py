@@ -17,7 +17,7 @@ from firsthand.llm.kernels.compiling import compiled
 from firsthand.llm.kernels.cross_entropy import with_torch
 from firsthand.llm.kernels.exponential import exp32
 from firsthand.llm.kernels.ladder import AnyArray
-from firsthand.llm.kernels.threads import array, by_rows, compiles
+from firsthand.llm.kernels.threads import array, by_rows, compiles, memory
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
@@ -52,7 +52,7 @@ class _Compiled(with_torch.ChunkedCrossEntropy):
         for start in range(0, len(targets), chunk):
             rows = slice(start, min(start + chunk, len(targets)))
             errors = torch.mm(hidden[rows], weight.T, out=space[: rows.stop - start])
-            arguments = (array(errors), targets[rows].numpy(), losses[rows].numpy())
+            arguments = (array(errors), memory(targets[rows]), memory(losses[rows]))
             by_rows(_errors, len(errors), errors.numel(), *arguments, needs_hidden or needs_weight)
             if dhidden is not None:
                 torch.mm(errors, weight, out=dhidden[rows])

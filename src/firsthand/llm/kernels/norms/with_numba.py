@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from firsthand.llm.kernels.compiling import compiled
 from firsthand.llm.kernels.ladder import AnyArray
 from firsthand.llm.kernels.norms.with_torch import fused_rms_norm
-from firsthand.llm.kernels.threads import array, by_rows, compiles
+from firsthand.llm.kernels.threads import array, by_rows, compiles, memory
 
 # Rows whose share of dw is summed by itself: the same sums for any number of threads.
 BLOCK = 64
@@ -40,7 +40,7 @@ class _RMSNorm(torch.autograd.Function):
         x = x.contiguous()
         output, roots = torch.empty_like(x), x.new_empty(x.shape[:-1])
         ctx.save_for_backward(x, weight, roots)
-        rows, r = array(x), roots.view(-1).numpy()
+        rows, r = array(x), memory(roots.view(-1))
         arguments = (rows, array(weight)[0], np.float32(eps), array(output), r)
         by_rows(_forward, len(rows), rows.size, *arguments)
         return output
@@ -52,8 +52,8 @@ class _RMSNorm(torch.autograd.Function):
         dx, rows = torch.empty_like(x), array(x)
         blocks = -(-len(rows) // BLOCK)
         partial = x.new_zeros(blocks, x.shape[-1])
-        inputs = (rows, array(weight)[0], roots.view(-1).numpy(), array(cotangent))
-        by_rows(_backward, blocks, rows.size, *inputs, array(dx), partial.numpy())
+        inputs = (rows, array(weight)[0], memory(roots.view(-1)), array(cotangent))
+        by_rows(_backward, blocks, rows.size, *inputs, array(dx), memory(partial))
         return dx, partial.sum(dim=0), None
 
 

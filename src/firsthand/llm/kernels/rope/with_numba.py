@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from firsthand.llm.kernels.compiling import compiled
 from firsthand.llm.kernels.ladder import AnyArray
 from firsthand.llm.kernels.rope import with_torch
-from firsthand.llm.kernels.threads import by_rows, compiles
+from firsthand.llm.kernels.threads import by_rows, compiles, memory
 
 
 def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -64,9 +64,9 @@ def _turned(kernel: Callable[..., None], x: Tensor, cos: Tensor, sin: Tensor) ->
         x = x.contiguous()
     # The loops need to know that neighbours are neighbours: one axis, and the strides as numbers.
     extent = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
-    memory = x.as_strided((extent,), (1,)).numpy()
-    angles = (cos.contiguous().numpy(), sin.contiguous().numpy())
-    by_rows(kernel, x.shape[0], x.numel(), memory, x.stride(), *angles, output.numpy())
+    values = memory(x.as_strided((extent,), (1,)))
+    angles = (memory(cos), memory(sin))
+    by_rows(kernel, x.shape[0], x.numel(), values, x.stride(), *angles, memory(output))
     return output
 
 

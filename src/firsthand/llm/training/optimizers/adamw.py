@@ -1,18 +1,12 @@
-"""AdamW: as it is written down, over lists in few passes, and as PyTorch's one-pass kernel."""
+"""AdamW as it is written down; `firsthand.llm.kernels.adamw` has its faster versions."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 Tensors = Sequence[Tensor]
-
-# Elements worked on at once. The lists pass through memory several times: on a CPU a group should
-# stay in its cache, on a GPU it should be long enough to fill it and bounds the scratch memory.
-GROUP = {"cpu": 1 << 17, "cuda": 1 << 25}
 
 
 def adamw_update(
@@ -73,96 +67,3 @@ def adamw(
             eps=eps,
             weight_decay=weight_decay,
         )
-
-
-def foreach_adamw(
-    parameters: Tensors,
-    gradients: Tensors,
-    firsts: Tensors,
-    seconds: Tensors,
-    *,
-    step: int,
-    learning_rate: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """`adamw` with one call for many tensors, and one scratch tensor as long as a group.
-
-    The corrections are scalars and move out of the tensors:
-    η m̂ / (√v̂ + ε) = (η √(1 - β₂ᵗ) / (1 - β₁ᵗ)) m / (√v + ε √(1 - β₂ᵗ)).
-    """
-    root = math.sqrt(1.0 - beta2**step)
-    rate = learning_rate * root / (1.0 - beta1**step)
-    for p, g, m, v in _groups(parameters, gradients, firsts, seconds):
-        if weight_decay:
-            torch._foreach_mul_(p, 1.0 - learning_rate * weight_decay)
-        torch._foreach_lerp_(m, g, 1.0 - beta1)
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, g, g, 1.0 - beta2)
-        denominators = torch._foreach_sqrt(v)
-        torch._foreach_add_(denominators, eps * root)
-        torch._foreach_addcdiv_(p, m, denominators, -rate)
-
-
-def fused_adamw(
-    parameters: Tensors,
-    gradients: Tensors,
-    firsts: Tensors,
-    seconds: Tensors,
-    *,
-    step: int,
-    learning_rate: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """`adamw` by PyTorch's kernel, which reads p, g, m, v and writes p, m, v once: 28 bytes each.
-
-    It is `foreach_adamw` with all its lines in registers, so without any scratch memory.
-    """
-    if not parameters:
-        return
-    # The kernel takes a counter for each tensor and does not advance it; one serves for all.
-    count = torch.full((), float(step), dtype=torch.float32, device=parameters[0].device)
-    torch._fused_adamw_(
-        list(parameters),
-        list(gradients),
-        list(firsts),
-        list(seconds),
-        [],
-        [count] * len(parameters),
-        lr=learning_rate,
-        beta1=beta1,
-        beta2=beta2,
-        weight_decay=weight_decay,
-        eps=eps,
-        amsgrad=False,
-        maximize=False,
-    )
-
-
-def _groups(*lists: Tensors) -> Iterator[list[list[Tensor]]]:
-    """The lists cut alike into groups of at most GROUP elements; long tensors are cut as well."""
-    if not lists[0]:
-        return
-    limit = GROUP.get(lists[0][0].device.type, GROUP["cuda"])
-    group: list[tuple[Tensor, ...]] = []
-    filled = 0
-    for tensors in zip(*lists, strict=True):
-        for pieces in _pieces(tensors, limit):
-            if group and filled + pieces[0].numel() > limit:
-                yield [list(column) for column in zip(*group, strict=True)]
-                group, filled = [], 0
-            group.append(pieces)
-            filled += pieces[0].numel()
-    yield [list(column) for column in zip(*group, strict=True)]
-
-
-def _pieces(tensors: Sequence[Tensor], limit: int) -> Iterator[tuple[Tensor, ...]]:
-    if tensors[0].numel() <= limit or not all(tensor.is_contiguous() for tensor in tensors):
-        yield tuple(tensors)
-        return
-    yield from zip(*(torch.split(tensor.view(-1), limit) for tensor in tensors), strict=True)
