@@ -438,7 +438,9 @@ def test_a_run_with_the_learners_parts_has_the_same_losses(mine: Mine) -> None:
     layers, steps = CONFIG.model.n_layers, CONFIG.training.steps
     assert counted["cosine_schedule"] == steps
     assert counted["adamw"] == 2 * steps  # matrices decay, the rest does not
-    assert counted["attention"] == counted["swiglu"] >= layers * steps
+    assert counted["attention"] >= layers * steps
+    # Once more in each backward pass, since its result is not kept.
+    assert counted["swiglu"] == counted["attention"] + layers * steps
     assert counted["rms_norm"] >= (2 * layers + 1) * steps
     tokens = torch.arange(6)[None]
     with torch.no_grad():

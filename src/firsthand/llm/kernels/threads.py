@@ -82,10 +82,10 @@ def compiles(*tensors: Tensor) -> bool:
     and not where PyTorch has so many threads that its rungs are faster.
     """
     return (
-        torch.get_num_threads() <= WORTH * usable_threads()
+        not torch.compiler.is_compiling()
+        and torch.get_num_threads() <= WORTH * usable_threads()
         and (tensors[0].numel() >= LEAST_ELEMENTS or torch.is_grad_enabled())
         and all(type(t) in _PLAIN and t.dtype == torch.float32 and t.is_cpu for t in tensors)
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )
 
