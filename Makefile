@@ -33,7 +33,7 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.stack: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing what the language model needs (once; a minute or two)..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[stack,data]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[stack,data,serve]'
 	@touch $@ $(VENV)/.learn
 
 learn: $(VENV)/.learn

@@ -9,8 +9,8 @@ stores nothing: it shows that the program works, not how fast anything is.
   ours over nanoGPT's compiled model of the same shape, each in a process of its own.
 - `train_peak_share`: the FLOPs of our step (6 a parameter and token, and attention's) over its time
   and over the measured rate of a large bfloat16 product.
-- `flash_fwd_bwd_ratio`: PyTorch's SDPA over our kernel, forward and backward, the worst case; only
-  where the ladder of attention has a rung for this GPU.
+- `flash_fwd_bwd_ratio`: PyTorch's SDPA over our Triton kernels, forward and backward, the worst
+  case. A dry run uses Triton's interpreter, and leaves them out without Triton.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +29,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import report
+from benchmarks.harness import in_own_process, report
+from firsthand.llm.kernels import triton_support
 from firsthand.llm.kernels.ladders import LADDERS
 from firsthand.llm.model.config import ModelConfig, parameter_counts
 from firsthand.llm.model.transformer import Transformer
@@ -205,15 +206,15 @@ def product_rate(scale: Scale) -> float:
 
 
 def attention_ratios(scale: Scale) -> dict[str, float]:
-    """SDPA's time over our kernel's, forward and backward, by length and width."""
-    rungs = {rung.name: rung for rung in LADDERS["attention"].rungs}
+    """SDPA's time over our kernels', forward and backward, by width and length."""
+    rungs = {rung.name: rung for rung in LADDERS["attention"].runnable}
     if "triton" not in rungs:
         return {}
     ratios = {}
     dry = scale.device == "cpu"
     for width in (16,) if dry else ATTENTION_WIDTHS:
         for length in (32,) if dry else ATTENTION_LENGTHS:
-            heads = 2048 // width
+            heads = 2 if dry else 2048 // width
             batch = 1 if dry else max(1, ATTENTION_TOKENS // 8 // length)
             size = (batch, heads, length, width)
             q, k, v, cotangent = (
@@ -244,22 +245,18 @@ def _attention_seconds(
     return statistics.median(times[3:])
 
 
-def in_process(side: str, dry: bool, nanogpt: Path | None) -> Measured:
+def measured_apart(side: str, dry: bool, nanogpt: Path | None) -> Measured:
     """One side in a process of its own, with a GPU that holds nothing else of ours."""
-    words = [sys.executable, "-m", "benchmarks.gpu", "--side", side]
-    words += ["--dry"] if dry else []
+    words = ["--dry"] if dry else []
     words += ["--nanogpt", str(nanogpt)] if nanogpt else []
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{side}: {done.stderr[-2000:]}")
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    return Measured(**in_own_process("gpu", "--side", side, *words))
 
 
 def compare(scale: Scale, dry: bool, nanogpt: Path | None) -> None:
     """Measure all, print the table, store the record."""
     config = shape(scale)
     sides = SIDES if nanogpt is not None else SIDES[:1]
-    found = {side: in_process(side, dry, nanogpt) for side in sides}
+    found = {side: measured_apart(side, dry, nanogpt) for side in sides}
     peak = product_rate(scale)
     tokens = scale.rows * config.context
     rates = {side: tokens / statistics.median(m.seconds) for side, m in found.items()}
@@ -289,7 +286,7 @@ def compare(scale: Scale, dry: bool, nanogpt: Path | None) -> None:
         results["flash_ratios"] = ratios
     note = f"{scale.rows} rows of {config.context} tokens; peak share {share:.1%}"
     missing = [] if nanogpt else ["nanoGPT's side (--nanogpt DIR)"]
-    missing += [] if ratios else ["our attention kernel: its ladder has no rung for a GPU"]
+    missing += [] if ratios else [f"our attention, which {triton_support.NEEDS}"]
     if missing:
         note += f"; not measured: {', '.join(missing)}"
     columns = ["side", "tokens/s", "median", "peak GB", "loss"]
@@ -306,6 +303,9 @@ def main() -> None:
     if not given.dry and not torch.cuda.is_available():
         print("There is no GPU here: nothing was measured.")
         return
+    if given.dry:
+        # Asked for before the first tensor asks for Triton.
+        os.environ["TRITON_INTERPRET"] = "1"
     scale = DRY if given.dry else FULL
     if given.side:
         print(json.dumps(asdict(measure(given.side, scale, given.nanogpt))))

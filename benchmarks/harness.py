@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,6 +53,19 @@ class Spread:
 def several(measure: Callable[[], float], runs: int) -> Spread:
     """Measure `runs` times in a row."""
     return Spread(tuple(measure() for _ in range(runs)))
+
+
+def in_own_process(benchmark: str, *words: str) -> dict[str, Any]:
+    """The record that a benchmark prints as its last line, run in a new Python with these options.
+
+    What it writes to standard error is shown.
+    """
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[2:])} ended with exit code {done.returncode}")
+    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return record
 
 
 def machine() -> dict[str, Any]:

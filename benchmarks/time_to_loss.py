@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Spread, report
+from benchmarks.harness import Spread, in_own_process, report
 from firsthand.llm.data.loading import TokenStream
 from firsthand.llm.model.transformer import Transformer
 from firsthand.llm.parts import FAST
@@ -173,7 +173,7 @@ def run_ours(text: Path, seed: int, overrides: list[str], threads: int) -> dict[
     began_validation: list[bool] = []
 
     def pause(mode: bool = True) -> Any:
-        # The loop validates once, at the end; `evaluate` sets and restores the mode within.
+        # The loop validates once, at the end, and `evaluate` begins by setting the mode.
         if not mode and not began_validation:
             began_validation.append(True)
             watch.stop()
@@ -194,18 +194,12 @@ def run_ours(text: Path, seed: int, overrides: list[str], threads: int) -> dict[
     }
 
 
-def in_own_process(side: str, arguments: argparse.Namespace, **more: Any) -> dict[str, Any]:
+def measured_apart(side: str, arguments: argparse.Namespace, **more: Any) -> dict[str, Any]:
     """One side's record, from a new Python with as many threads as the other's."""
     options = [f"--{name}={value}" for name, value in more.items()]
     options += [f"--set={item}" for item in arguments.set]
     options += [f"--text={arguments.text.resolve()}", f"--threads={arguments.threads}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.time_to_loss", f"--side={side}", *options],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    record = in_own_process("time_to_loss", f"--side={side}", *options)
     if record["steps"] == 1:
         return record
     name = f"{side}, seed {more['seed']}" if side == "ours" else side
@@ -218,7 +212,7 @@ def in_own_process(side: str, arguments: argparse.Namespace, **more: Any) -> dic
 
 
 def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `in_own_process` starts."""
+    """What `measured_apart` starts."""
     torch.set_num_threads(arguments.threads)
     if arguments.side == "ours":
         return run_ours(arguments.text, arguments.seed, arguments.set, arguments.threads)
@@ -254,13 +248,13 @@ def main() -> None:
 
     # Compiled kernels stay on the disk from the first process that runs them.
     quiet = argparse.Namespace(**{**vars(arguments), "set": ["training.steps=1"]})
-    in_own_process("ours", quiet, seed=0)
+    measured_apart("ours", quiet, seed=0)
 
     # nanoGPT in the middle: what else the machine does then falls on both sides.
     half = (arguments.seeds + 1) // 2
-    ours = [in_own_process("ours", arguments, seed=seed) for seed in range(half)]
-    peer = in_own_process("nanogpt", arguments, nanogpt=arguments.nanogpt.resolve(), steps=steps)
-    ours += [in_own_process("ours", arguments, seed=n) for n in range(half, arguments.seeds)]
+    ours = [measured_apart("ours", arguments, seed=seed) for seed in range(half)]
+    peer = measured_apart("nanogpt", arguments, nanogpt=arguments.nanogpt.resolve(), steps=steps)
+    ours += [measured_apart("ours", arguments, seed=n) for n in range(half, arguments.seeds)]
 
     losses = Spread(tuple(record["loss"] for record in ours))
     seconds = Spread(tuple(record["seconds"] for record in ours))

@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Spread, report
+from benchmarks.harness import Spread, in_own_process, report
 from firsthand.llm.model.config import ModelConfig, preset
 from firsthand.llm.model.transformer import Transformer
 from firsthand.llm.parts import FAST
@@ -178,11 +176,8 @@ def reset_peak() -> None:
 
 def measured_apart(side: str, setting: Setting) -> Measured:
     """`measure` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.training", "--side", side]
-    for name, value in asdict(setting).items():
-        command += [f"--{name}", str(value)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    words = [f"--{name}={value}" for name, value in asdict(setting).items()]
+    return Measured(**in_own_process("training", f"--side={side}", *words))
 
 
 def ratios(found: dict[str, list[Measured]], setting: Setting) -> dict[str, float]:

@@ -1,23 +1,35 @@
 """The values of the parts: the plain reference, and the fast one that training runs.
 
 `REFERENCE` holds for each part the code a learner is asked to write, read in `llm/model`.
-`FAST` replaces the parts whose kernels need less time or memory; both give the same numbers up to
-rounding. The type stands in `llm/model/parts.py`, below all that these values come from.
+`FAST` replaces the parts whose kernels need less time or memory: compiled loops on a CPU, Triton's
+kernels on a GPU, PyTorch's where neither fits. All give the same numbers up to rounding. The type
+stands in `llm/model/parts.py`, below all that these values come from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
+from typing import Any
+
+from torch import Tensor
 
 from firsthand.llm.generation import filters, speculation
 from firsthand.llm.kernels.adamw import with_numba as fast_adamw
+from firsthand.llm.kernels.adamw import with_triton as gpu_adamw
 from firsthand.llm.kernels.attention import with_numba as fast_attention
+from firsthand.llm.kernels.attention import with_triton as gpu_attention
 from firsthand.llm.kernels.cross_entropy import with_numba as fast_cross_entropy
+from firsthand.llm.kernels.cross_entropy import with_triton as gpu_cross_entropy
 from firsthand.llm.kernels.cross_entropy.with_torch import linear_cross_entropy
 from firsthand.llm.kernels.norms import with_numba as fast_norms
+from firsthand.llm.kernels.norms import with_triton as gpu_norms
 from firsthand.llm.kernels.norms.with_torch import fused_layer_norm
 from firsthand.llm.kernels.rope import with_numba as fast_rope
+from firsthand.llm.kernels.rope import with_triton as gpu_rope
 from firsthand.llm.kernels.swiglu import with_numba as fast_swiglu
+from firsthand.llm.kernels.swiglu import with_triton as gpu_swiglu
 from firsthand.llm.kernels.swiglu.with_torch import fused_gelu, fused_relu_squared
 from firsthand.llm.model import (
     attention,
@@ -34,6 +46,19 @@ from firsthand.llm.model import (
 from firsthand.llm.model.parts import Parts
 from firsthand.llm.training import averaging, clipping, schedules
 from firsthand.llm.training.optimizers import adamw, newton_schulz
+
+
+def _by_device(on_cpu: Callable[..., Any], on_gpu: Callable[..., Any]) -> Callable[..., Any]:
+    """The one where the first argument is, a tensor or a list of them; named as `on_cpu`."""
+
+    @wraps(on_cpu)
+    def part(first: Any, *others: Any, **named: Any) -> Any:
+        tensor = first if isinstance(first, Tensor) else next(iter(first), None)
+        chosen = on_gpu if tensor is not None and tensor.is_cuda else on_cpu
+        return chosen(first, *others, **named)
+
+    return part
+
 
 REFERENCE = Parts(
     embed=embedding.embed,
@@ -75,15 +100,17 @@ REFERENCE = Parts(
 
 FAST = replace(
     REFERENCE,
-    cross_entropy=fast_cross_entropy.chunked_cross_entropy,
-    rms_norm=fast_norms.rms_norm,
+    cross_entropy=_by_device(
+        fast_cross_entropy.chunked_cross_entropy, gpu_cross_entropy.chunked_cross_entropy
+    ),
+    rms_norm=_by_device(fast_norms.rms_norm, gpu_norms.rms_norm),
     layer_norm=fused_layer_norm,
-    rotate_half=fast_rope.rotate_half,
-    rotate_interleaved=fast_rope.rotate_interleaved,
-    attention=fast_attention.attention,
-    swiglu=fast_swiglu.swiglu,
+    rotate_half=_by_device(fast_rope.rotate_half, gpu_rope.rotate_half),
+    rotate_interleaved=_by_device(fast_rope.rotate_interleaved, gpu_rope.rotate_interleaved),
+    attention=_by_device(fast_attention.attention, gpu_attention.attention),
+    swiglu=_by_device(fast_swiglu.swiglu, gpu_swiglu.swiglu),
     gelu=fused_gelu,
     relu_squared=fused_relu_squared,
-    adamw=fast_adamw.adamw,
+    adamw=_by_device(fast_adamw.adamw, gpu_adamw.adamw),
     orthogonalize=newton_schulz.gram_orthogonalize,
 )

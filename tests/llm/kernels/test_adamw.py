@@ -175,9 +175,9 @@ def test_each_tensor_goes_where_its_type_asks(monkeypatch: Any) -> None:
 def test_many_threads_of_pytorch_are_faster(monkeypatch: Any) -> None:
     calls: list[int] = []
     monkeypatch.setattr(with_numba, "foreach_adamw", lambda *lists, **_: calls.append(len(lists)))
-    monkeypatch.setattr(with_numba, "usable_threads", lambda: 1)
+    monkeypatch.setattr(threads, "usable_threads", lambda: 1)
     for of_torch in (threads.WORTH, threads.WORTH + 1):
-        monkeypatch.setattr(with_numba.torch, "get_num_threads", lambda n=of_torch: n)
+        monkeypatch.setattr(threads.torch, "get_num_threads", lambda n=of_torch: n)
         with_numba.adamw(*_lists([3]), step=STEP, **NUMBERS)
     assert calls == [4]
 

@@ -55,6 +55,10 @@ SHAPES: dict[str, st.SearchStrategy[Shape]] = {
     ),
     "attention": _attention_shapes(),
     # The compiled loop works on blocks of 4096.
+    # Widths around the padding, rows and columns around the tiles.
+    "int8_matmul": st.fixed_dictionaries(
+        {"m": st.integers(1, 9), "n": st.integers(1, 70), "k": st.integers(1, 200)}
+    ),
     "adamw": st.fixed_dictionaries({"elements": st.integers(1, 17) | st.integers(4090, 9001)}),
 }
 DIFFERENTIABLE = [name for name, ladder in LADDERS.items() if ladder.differentiable]
@@ -72,7 +76,10 @@ def test_rungs_against_the_oracle(name: str, data: st.DataObject, seed: int) -> 
     inputs, cotangent = _drawn(ladder, shape, seed)
     gradients = bool(ladder.differentiable)
     expected = ladder.oracle(**inputs, **({"cotangent": cotangent} if gradients else {}))
+    # Triton's rungs have tests of their own: its interpreter would take minutes here.
     for rung in ladder.rungs:
+        if rung.name.startswith("triton"):
+            continue
         for dtype, tolerance in (("float64", 1e-10), ("float32", 3e-4)):
             # Prepared for each call: a rung may work in place.
             given_cotangent = rung.prepare({"cotangent": cotangent}, dtype)["cotangent"]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ def test_rows(backward: bool) -> None:
     ladder = LADDERS["softmax"]
     shape = {"rows": 8, "columns": 32}
     rows = time_ladder(ladder, SLOW, shape=shape, backward=backward, runs=3)
-    assert [row.rung for row in rows] == [rung.name for rung in ladder.rungs]
+    assert [row.rung for row in rows] == [rung.name for rung in ladder.runnable]
     for row in rows:
         assert 0 < row.fastest <= row.seconds <= row.slowest
         assert row.flops == ladder.flops.of(shape, backward=backward)
@@ -35,8 +37,18 @@ def test_rows(backward: bool) -> None:
 
 def test_an_update_has_no_backward_pass() -> None:
     rows = time_ladder(LADDERS["adamw"], SLOW, shape={"elements": 64}, backward=True, runs=1)
-    assert [row.rung for row in rows] == [rung.name for rung in LADDERS["adamw"].rungs]
+    assert [row.rung for row in rows] == [rung.name for rung in LADDERS["adamw"].runnable]
     assert not any(row.backward for row in rows)
+
+
+def test_a_rung_that_does_not_run_here_is_left_out() -> None:
+    ladder = LADDERS["softmax"]
+    absent = replace(ladder.rungs[-1], name="absent", device=lambda: "", needs="needs a GPU")
+    longer = replace(ladder, rungs=(*ladder.rungs, absent))
+    rows = time_ladder(longer, SLOW, shape={"rows": 2, "columns": 8}, runs=1)
+    assert [row.rung for row in rows] == [rung.name for rung in ladder.rungs]
+    with pytest.raises(RuntimeError, match="absent does not run here: it needs a GPU"):
+        absent.prepare({})
 
 
 def test_the_ceiling_that_binds() -> None:

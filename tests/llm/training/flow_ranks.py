@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
+from forked import on_ranks
 from torch import Tensor
 
 from firsthand.llm.model.config import ModelConfig
@@ -18,7 +15,7 @@ from firsthand.llm.model.transformer import Transformer
 from firsthand.llm.parts import FAST
 from firsthand.llm.training.alarm import find_first_nonfinite
 from firsthand.llm.training.config import Parallel
-from firsthand.llm.training.distributed import Spread, World, joined_world
+from firsthand.llm.training.distributed import Spread, World
 from firsthand.llm.training.gradient_flow import FlowRecorder
 
 CONFIG = ModelConfig(vocab_size=31, context=12, d_model=18, n_layers=2, n_heads=3, d_ff=22)
@@ -56,44 +53,16 @@ def recorded(world: World, parallel: Parallel) -> dict[str, Any]:
     return {"layers": line["layers"], "alarm": None if error is None else error.layer}
 
 
-def on_ranks(ranks: int, file: Path, parallel: Parallel) -> Any:
-    """What the first rank recorded."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(ranks):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        code = 1
-        try:
-            with joined_world("cpu") as world:
-                found = recorded(world, parallel)
-                if world.is_first:
-                    file.write_text(json.dumps(found))
-            code = 0
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    if any(os.waitpid(child, 0)[1] for child in children):
-        raise SystemExit(f"a rank of {ranks} failed")
-    return json.loads(file.read_text())
-
-
-def main(file: Path) -> None:
+def main() -> None:
     """One rank, then two of each kind."""
     torch.set_num_threads(1)
     found = {
-        "one": on_ranks(1, file, "ddp"),
-        "ddp": on_ranks(2, file, "ddp"),
-        "fsdp": on_ranks(2, file, "fsdp"),
+        "one": on_ranks(1, lambda world: recorded(world, "ddp")),
+        "ddp": on_ranks(2, lambda world: recorded(world, "ddp")),
+        "fsdp": on_ranks(2, lambda world: recorded(world, "fsdp")),
     }
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

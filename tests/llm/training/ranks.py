@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from forked import on_ranks
 
 from firsthand.llm.data.loading import TokenStream
 from firsthand.llm.model.config import ModelConfig
@@ -25,14 +23,13 @@ from firsthand.llm.training.config import (
     ScheduleSettings,
     TrainingSettings,
 )
-from firsthand.llm.training.distributed import World, joined_world
+from firsthand.llm.training.distributed import World
 from firsthand.llm.training.journal import Nobody, RunJournal
 from firsthand.llm.training.loop import train
 from firsthand.llm.training.next_token import Corpus, NextToken
 from firsthand.llm.training.runs import create_run, open_run
 
 STEPS = 8
-LOSSES = "losses"
 
 
 class Watcher(Nobody):
@@ -93,39 +90,9 @@ def run_rank(folder: Path, settings: RunConfig, world: World) -> dict[str, float
     return watcher.losses
 
 
-def on_ranks(ranks: int, folder: Path, settings: RunConfig) -> None:
-    """Fork the ranks, wait for all; the first one leaves its losses in the folder."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(ranks):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        code = 1
-        try:
-            with joined_world("cpu") as world:
-                losses = run_rank(folder, settings, world)
-                if world.is_first:
-                    (folder / LOSSES).write_text(json.dumps(losses))
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    if any(os.waitpid(child, 0)[1] for child in children):
-        raise SystemExit(f"a rank of {ranks} failed")
-
-
 def losses(ranks: int, folder: Path, settings: RunConfig) -> dict[str, float]:
     """Of a run on so many ranks."""
-    on_ranks(ranks, folder, settings)
-    found: dict[str, float] = json.loads((folder / LOSSES).read_text())
+    found: dict[str, float] = on_ranks(ranks, lambda world: run_rank(folder, settings, world))
     return found
 
 

@@ -46,8 +46,6 @@ class EmbeddedCorpus:
     there is depends on the Python: with its own tests about 31 MB, without them about 12.
     """
 
-    licence = LICENCE
-
     def __init__(self, size: int | None = None, folder: Path | None = None) -> None:
         """Choose the files.
 

@@ -5,32 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from firsthand.llm.generation.errors import GenerationError
+from firsthand.llm.generation.results import Choice
 from firsthand.llm.generation.sampling import Sampling
 from firsthand.llm.model.parts import Parts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The next token of one row.
-
-    Attributes:
-        token: its id.
-        logprob: ln of its probability under the model, before any filter; None unless recorded.
-        sampled_logprob: under the distribution that it was drawn from.
-        top: the most probable tokens under the model and their logarithms, in order.
-    """
-
-    token: int
-    logprob: float | None = None
-    sampled_logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
 
 
 def filtered(

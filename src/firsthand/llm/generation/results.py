@@ -1,4 +1,4 @@
-"""What generation gives back: a record for each text, and its pieces while it grows."""
+"""What generation gives back: a record for each text, its pieces while it grows, its choices."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 Reason = Literal["end", "stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The next token of one row.
+
+    Attributes:
+        token: its id.
+        logprob: ln of its probability under the model, before any filter; None unless recorded.
+        sampled_logprob: under the distribution that it was drawn from.
+        top: the most probable tokens under the model and their logarithms, in order.
+    """
+
+    token: int
+    logprob: float | None = None
+    sampled_logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,7 @@ import random
 from collections.abc import Collection
 from dataclasses import replace
 
-from firsthand.llm.generation.choosing import Choice
-from firsthand.llm.generation.results import Generation, Piece, Reason
+from firsthand.llm.generation.results import Choice, Generation, Piece, Reason
 from firsthand.llm.generation.sampling import Sampling
 from firsthand.llm.generation.stopping import TextStream
 from firsthand.llm.tokenizer.tokenizer import Tokenizer

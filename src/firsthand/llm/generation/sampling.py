@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from firsthand.llm.model.settings import SettingsError
+from firsthand.llm.model.settings import SettingsError, require_at_least
 
 LEAST_TEMPERATURE = 1e-6
 
@@ -56,9 +56,9 @@ class Sampling:
             raise SettingsError(
                 f"repetition_penalty is above 0 and finite; not {self.repetition_penalty}"
             )
-        for name, least in (("top_k", 0), ("max_new_tokens", 1), ("seed", -1), ("top_logprobs", 0)):
-            if getattr(self, name) < least:
-                raise SettingsError(f"{name} is at least {least}; not {getattr(self, name)}")
+        require_at_least(self, 0, "top_k", "top_logprobs")
+        require_at_least(self, 1, "max_new_tokens")
+        require_at_least(self, -1, "seed")
         if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
             raise SettingsError(f"stop is a list of strings that are not empty; not {self.stop!r}")
 

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from firsthand.llm.generation.choosing import Choice, filtered, recorded, require_finite
+from firsthand.llm.generation.choosing import filtered, recorded, require_finite
 from firsthand.llm.generation.errors import GenerationError
 from firsthand.llm.generation.filters import draw
-from firsthand.llm.generation.results import Piece
+from firsthand.llm.generation.results import Choice, Piece
 from firsthand.llm.generation.rows import Row
 from firsthand.llm.model.parts import Cache
 from firsthand.llm.model.transformer import Transformer

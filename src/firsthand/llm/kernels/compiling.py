@@ -1,19 +1,21 @@
 """How the loops of the Numba rungs are compiled: for SIMD, without the interpreter's lock, cached.
 
-Numba stamps a cached function with the time of its own file only, while these call each other
-across files; so the stamp covers all of this folder's. Where no folder can be written, nothing is
-cached.
+A folder below that has loops of its own, such as the engine's, compiles them by the same functions.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
-from numba import njit
+from numba.extending import intrinsic
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from firsthand.llm.compiling import Function, cached
+
+STACK = Path(__file__).parents[1]
 
 # Sums in any order, so that eight run side by side, and a · b + c rounded once. Not "nnan" and
 # "ninf": a NaN has to reach the loss, where the training loop looks for it.
@@ -36,21 +38,35 @@ def inlined(function: Function) -> Function:
     )
 
 
+def emitted(generator: Callable[..., Any]) -> Callable[..., Any]:
+    """What compiled functions call like a function, and `generator` writes in LLVM's language.
+
+    Args:
+        generator: (typing context, a Numba type for each argument) -> a signature, and a function
+            (target context, IR builder, signature, IR values) -> the IR value of the result.
+    """
+    made: Callable[..., Any] = intrinsic(generator)
+    return made
+
+
+def sources_of(file: Path, stack: Path = STACK) -> list[Path]:
+    """The files that compiled functions of `file` may call: the kernels', and its own folder's.
+
+    Args:
+        file: of the function.
+        stack: the folder that holds `kernels` and the other folders.
+    """
+    found = list(_python_files(stack / "kernels"))
+    if file.is_relative_to(stack):
+        found += _python_files(stack / file.relative_to(stack).parts[0])
+    return found
+
+
+@cache
+def _python_files(folder: Path) -> tuple[Path, ...]:
+    return tuple(folder.rglob("*.py"))
+
+
 def _compiled(function: Function, **options: Any) -> Function:
     options = {"fastmath": _ARITHMETIC, "error_model": "numpy", **options}
-    options |= {"nogil": True, "_nrt": False, "no_cfunc_wrapper": True}
-    dispatcher = njit(**options)(function)
-    try:
-        dispatcher.enable_caching()
-        files = dispatcher._cache._cache_file
-        files._source_stamp = (files._source_stamp, _stamp(Path(__file__).parent))
-    except (RuntimeError, OSError, AttributeError):
-        # RuntimeError: no folder for the cache. AttributeError: another Numba keeps its stamp
-        # elsewhere, and no cache is better than a stale one.
-        dispatcher = njit(**options)(function)
-    return cast(Function, dispatcher)
-
-
-def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    files = sorted([*folder.glob("*.py"), *folder.glob("*/with_numba.py")])
-    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return cached(function, sources_of(Path(inspect.getfile(function))), **options)

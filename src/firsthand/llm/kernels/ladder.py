@@ -37,6 +37,10 @@ class Costs:
         return (self.both if backward else self.forward)(shape)
 
 
+def _on_cpu() -> str:
+    return "cpu"
+
+
 @dataclass(frozen=True)
 class Rung:
     """One version of an operation.
@@ -48,6 +52,8 @@ class Rung:
         gradients: inputs by name and `cotangent` -> the output, then one gradient for each
             name in the ladder's `differentiable`. A torch rung leaves it out: autograd.
         bytes_moved: by shape, for float32; reads and writes of whole arrays.
+        device: called for where its tensors lie, "cpu" or "cuda"; "" if it runs nowhere here.
+        needs: what a machine that it does not run on lacks, such as "needs a GPU".
     """
 
     name: str
@@ -55,16 +61,30 @@ class Rung:
     forward: Callable[..., Any]
     bytes_moved: Costs
     gradients: Callable[..., Outputs] | None = None
+    device: Callable[[], str] = _on_cpu
+    needs: str = ""
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this machine can run it."""
+        return bool(self.device())
 
     def prepare(self, inputs: Mapping[str, AnyArray], dtype: str = "float32") -> dict[str, Any]:
-        """The inputs in this rung's library; floating-point ones in `dtype`, others unchanged."""
+        """The inputs in this rung's library, where it takes them; floating-point ones in `dtype`.
+
+        Raises:
+            RuntimeError: the rung does not run on this machine.
+        """
+        place = self.device()
+        if not place:
+            raise RuntimeError(f"The rung {self.name} does not run here: it {self.needs}.")
         arrays = {
             name: array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
             for name, array in inputs.items()
         }
         if self.library == "numpy":
             return arrays
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {name: torch.from_numpy(array).to(place) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,11 @@ class Ladder:
     flops: Costs
     bytes_moved: Costs
     shape: Shape = field(default_factory=dict)
+
+    @property
+    def runnable(self) -> tuple[Rung, ...]:
+        """The rungs that this machine can run."""
+        return tuple(rung for rung in self.rungs if rung.runs_here)
 
     def rung(self, name: str) -> Rung:
         """The rung of that name.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from firsthand.llm.kernels.adamw.ladder import LADDER as ADAMW
 from firsthand.llm.kernels.attention.ladder import LADDER as ATTENTION
 from firsthand.llm.kernels.cross_entropy.ladder import LADDER as CROSS_ENTROPY
+from firsthand.llm.kernels.int8_matmul.ladder import LADDER as INT8_MATMUL
 from firsthand.llm.kernels.ladder import Ladder
 from firsthand.llm.kernels.norms.ladder import LAYER_LADDER, RMS_LADDER
 from firsthand.llm.kernels.rope.ladder import HALF_LADDER, INTERLEAVED_LADDER
@@ -23,5 +24,6 @@ LADDERS: dict[str, Ladder] = {
         CROSS_ENTROPY,
         ATTENTION,
         ADAMW,
+        INT8_MATMUL,
     )
 }

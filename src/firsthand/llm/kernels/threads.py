@@ -74,18 +74,30 @@ def _workers() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.clear)
 
 
-def compiles(*tensors: Tensor) -> bool:
-    """Whether the Numba rungs take these: float32 values in the memory of a CPU.
+def pays() -> bool:
+    """Whether the Numba rungs are of use now.
 
-    Not while PyTorch traces or compiles, nor under autocast, which asks for other types; and not
-    a few values without a gradient, as in generation token by token, where the call costs most;
-    and not where PyTorch has so many threads that its rungs are faster.
+    Not while PyTorch traces or compiles, and not where it has so many threads that its rungs are
+    faster.
+    """
+    return not torch.compiler.is_compiling() and torch.get_num_threads() <= WORTH * usable_threads()
+
+
+def plain_float32(tensor: Tensor) -> bool:
+    """Whether it is float32 values in the memory of a CPU."""
+    return type(tensor) in _PLAIN and tensor.dtype == torch.float32 and tensor.is_cpu
+
+
+def compiles(*tensors: Tensor) -> bool:
+    """Whether the Numba rungs take these: `plain_float32`, where it `pays`.
+
+    Not under autocast, which asks for other types; and not a few values without a gradient, as in
+    generation token by token, where the call costs most.
     """
     return (
-        not torch.compiler.is_compiling()
-        and torch.get_num_threads() <= WORTH * usable_threads()
+        pays()
         and (tensors[0].numel() >= LEAST_ELEMENTS or torch.is_grad_enabled())
-        and all(type(t) in _PLAIN and t.dtype == torch.float32 and t.is_cpu for t in tensors)
+        and all(map(plain_float32, tensors))
         and not torch.is_autocast_enabled("cpu")
     )
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from firsthand.llm.kernels.ceilings import Ceilings
+from firsthand.llm.kernels.ceilings import Ceilings, measure_ceilings, seconds_of
 from firsthand.llm.kernels.ladder import Ladder, Rung, Shape
 
 
@@ -62,11 +62,12 @@ def time_ladder(
     runs: int = 5,
     seed: int = 0,
 ) -> list[Row]:
-    """Time each rung in float32 on the same random inputs, plain first.
+    """Time each rung that runs here in float32 on the same random inputs, plain first.
 
     Args:
         ladder: what to time.
-        ceilings: of this machine, with the same number of threads.
+        ceilings: of this machine, with the same number of threads; a rung on a GPU is compared with
+            the GPU's own, which are measured on its first use.
         shape: sizes by name; None is the ladder's own.
         backward: whether gradients are computed too, where the operation has them.
         runs: measurements of each rung, at least 1, after one that is not counted.
@@ -82,14 +83,22 @@ def time_ladder(
     inputs = ladder.inputs(sizes, generator)
     cotangent = generator.standard_normal(np.shape(_output(ladder, inputs)))
     rows = []
-    for rung in ladder.rungs:
-        times = _times(_call(ladder, rung, inputs, cotangent if backward else None), runs)
-        rows.append(_row(ladder, rung, sizes, backward, times, ceilings))
+    for rung in ladder.runnable:
+        device = rung.device()
+        call = _call(ladder, rung, inputs, cotangent if backward else None)
+        times = seconds_of(call, runs, device)
+        limits = ceilings if device == "cpu" else _gpu_ceilings()
+        rows.append(_row(ladder, rung, sizes, backward, times, limits))
     return rows
 
 
+@cache
+def _gpu_ceilings() -> Ceilings:
+    return measure_ceilings(device="cuda", side=4096)
+
+
 def _output(ladder: Ladder, inputs: dict[str, Any]) -> Any:
-    rung = ladder.rungs[-1]
+    rung = ladder.runnable[-1]
     return ladder.run(rung, rung.prepare(inputs))[0]
 
 
@@ -104,16 +113,6 @@ def _call(ladder: Ladder, rung: Rung, inputs: Any, cotangent: Any) -> Callable[[
 def _without_graph(ladder: Ladder, rung: Rung, prepared: Any) -> object:
     with torch.no_grad():
         return ladder.run(rung, prepared)
-
-
-def _times(call: Callable[[], object], runs: int) -> list[float]:
-    call()
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times
 
 
 def _row(

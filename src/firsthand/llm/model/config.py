@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
-from firsthand.llm.model.settings import Record, SettingsError, build, nearest, to_record
+from firsthand.llm.model.settings import (
+    Record,
+    SettingsError,
+    build,
+    nearest,
+    require_at_least,
+    require_choices,
+    to_record,
+)
 
 Positions = Literal["rope", "learned", "sinusoidal", "alibi", "none"]
 Pairing = Literal["half", "interleaved"]
@@ -75,14 +83,10 @@ class ModelConfig:
     zero_init_projections: bool = False
 
     def __post_init__(self) -> None:
-        _require_choices(self)
-        for name in ("vocab_size", "context", "d_model", "n_layers", "n_heads"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is at least 1; not {getattr(self, name)}")
+        require_choices(self)
+        require_at_least(self, 1, "vocab_size", "context", "d_model", "n_layers", "n_heads")
         zero_is_off = ("n_kv_heads", "d_head", "d_ff", "window", "neighbours")
-        for name in (*zero_is_off, "init_std", "embedding_std"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name} is at least 0; not {getattr(self, name)}")
+        require_at_least(self, 0, *zero_is_off, "init_std", "embedding_std")
         if self.norm_eps <= 0 or self.rope_base <= 1:
             raise SettingsError(
                 f"norm_eps is above 0 and rope_base above 1; not {self.norm_eps} and "
@@ -132,15 +136,6 @@ class ModelConfig:
     def to_record(self) -> Record:
         """The fields by name; `model_config` is its inverse."""
         return to_record(self)
-
-
-def _require_choices(config: ModelConfig) -> None:
-    for name, hint in get_type_hints(ModelConfig).items():
-        choices = get_args(hint)
-        if choices and getattr(config, name) not in choices:
-            raise SettingsError(
-                f"{name} is one of {', '.join(choices)}; not {getattr(config, name)!r}"
-            )
 
 
 def _nearest_multiple(number: int, divisor: int) -> int:

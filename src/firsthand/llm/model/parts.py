@@ -64,7 +64,7 @@ class CacheFactory(Protocol):
 
 
 class AdamW(Protocol):
-    """One update of lists of tensors; `training.optimizers.adamw` documents the numbers."""
+    """One update of lists of tensors; `kernels.adamw.with_torch` documents the numbers."""
 
     def __call__(
         self,

@@ -110,6 +110,23 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def require_choices(settings: Any) -> None:
+    """Raise SettingsError for a value outside its Literal."""
+    for name, hint in get_type_hints(type(settings)).items():
+        choices = get_args(hint) if get_origin(hint) is Literal else ()
+        if choices and getattr(settings, name) not in choices:
+            raise SettingsError(
+                f"{name} is one of {', '.join(choices)}; not {getattr(settings, name)!r}"
+            )
+
+
+def require_at_least(settings: Any, least: int, *names: str) -> None:
+    """Raise SettingsError for a field below `least`."""
+    for name in names:
+        if getattr(settings, name) < least:
+            raise SettingsError(f"{name} is at least {least}; not {getattr(settings, name)}")
+
+
 def _unknown(dotted: str, known: Mapping[str, object]) -> str:
     place, _, name = dotted.rpartition(".")
     close = nearest(name, known)

@@ -1,24 +1,17 @@
 """How the hot loops are compiled: Numba, without the interpreter's lock, cached on disk.
 
-Numba counts references to arrays in every compiled function, which costs more than the few
-instructions of `find` or `character_at`. So compiled functions create no arrays, and do without.
-
-Numba stamps a cached function with the time of its own file only. Functions here call each other
-across files, and a checkout that updates one file would go on running the old code of another; so
-the stamp covers all files of the folder. Where no folder can be written, nothing is cached.
+Functions here call each other across files, so any file of the folder makes what is cached stale.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias
 
 import numpy as np
-from numba import njit
+
+from firsthand.llm.compiling import Function, cached
 
 Integer: TypeAlias = int | np.int64
 """In compiled code all integers are of 64 bits; mypy sees Python's and NumPy's."""
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
@@ -40,20 +33,4 @@ def inlined(function: Function) -> Function:
 
 
 def _compiled(function: Function, **options: Any) -> Function:
-    options |= {"nogil": True, "_nrt": False, "no_cfunc_wrapper": True}
-    dispatcher = njit(**options)(function)
-    try:
-        dispatcher.enable_caching()
-        files = dispatcher._cache._cache_file
-        files._source_stamp = (files._source_stamp, source_stamp(Path(__file__).parent))
-    except (RuntimeError, OSError, AttributeError):
-        # RuntimeError: no folder for the cache. AttributeError: another Numba keeps its stamp
-        # elsewhere, and no cache is better than a stale one.
-        dispatcher = njit(**options)(function)
-    return cast(Function, dispatcher)
-
-
-def source_stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, time of change (ns) and size of every Python file of a folder."""
-    files = sorted(folder.glob("*.py"))
-    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return cached(function, Path(__file__).parent.glob("*.py"), **options)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal
 
 from firsthand.llm.model.config import ModelConfig
-from firsthand.llm.model.settings import SettingsError
+from firsthand.llm.model.settings import SettingsError, require_at_least, require_choices
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Parallel = Literal["ddp", "fsdp"]
@@ -215,20 +215,3 @@ class RunConfig:
     def tokens_per_step(self) -> int:
         """Tokens of one update, over all ranks."""
         return self.training.batch_size * self.sequence_length
-
-
-def require_choices(settings: Any) -> None:
-    """Raise SettingsError for a value outside its Literal."""
-    for name, hint in get_type_hints(type(settings)).items():
-        choices = get_args(hint) if "Literal" in str(hint) else ()
-        if choices and getattr(settings, name) not in choices:
-            raise SettingsError(
-                f"{name} is one of {', '.join(choices)}; not {getattr(settings, name)!r}"
-            )
-
-
-def require_at_least(settings: Any, least: int, *names: str) -> None:
-    """Raise SettingsError for a field below `least`."""
-    for name in names:
-        if getattr(settings, name) < least:
-            raise SettingsError(f"{name} is at least {least}; not {getattr(settings, name)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def prepare_corpus(config: RunConfig, folder: Path, tokenizer_file: Path, report
     data = config.data
     if data.folder:
         if not tokenizer_file.exists():
-            _save(Tokenizer.load(Path(data.folder, "tokenizer.json")), tokenizer_file)
+            Tokenizer.load(Path(data.folder, "tokenizer.json")).save(tokenizer_file)
         return
     source = named_source(data.source, field=data.field, size=data.size or None, unit=data.unit)
     if not tokenizer_file.exists():
@@ -49,7 +48,7 @@ def prepare_corpus(config: RunConfig, folder: Path, tokenizer_file: Path, report
             tokenizer = Tokenizer.load(data.tokenizer)
         else:
             tokenizer = _trained(source, config.model.vocab_size, report)
-        _save(tokenizer, tokenizer_file)
+        tokenizer.save(tokenizer_file)
 
     def show(now: Progress) -> None:
         report("reading text", now.text_bytes, now.total_bytes)
@@ -108,9 +107,3 @@ def _trained(source: Source, vocabulary: int, report: Report) -> Tokenizer:
     return train_tokenizer(
         texts(), vocabulary, special_tokens=(END_OF_TEXT, *CHAT_TOKENS), progress=show
     )
-
-
-def _save(tokenizer: Tokenizer, path: Path) -> None:
-    partial = path.with_name(f"partial-{path.name}")
-    tokenizer.save(partial)
-    os.replace(partial, path)

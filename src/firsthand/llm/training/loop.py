@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from firsthand.llm.model.transformer import Loss, Transformer
-from firsthand.llm.training.alarm import find_first_nonfinite
+from firsthand.llm.training.alarm import all_finite, find_first_nonfinite
 from firsthand.llm.training.averaging import Average
 from firsthand.llm.training.config import TrainingSettings
 from firsthand.llm.training.distributed import Spread, World, gradients
@@ -86,6 +86,10 @@ class Training:
         """Whether something that happens every so many steps, and at the end, happens now."""
         return self.step == self.settings.steps or bool(every and self.step % every == 0)
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, the model has the average of its weights where there is one."""
+        return nullcontext() if self.average is None else self.average.applied()
+
 
 def train(training: Training) -> None:
     """Update the weights until `settings.steps`; log, validate, sample and save on the way.
@@ -111,7 +115,7 @@ def train(training: Training) -> None:
         found = gradients(t.model)
         t.scaler.unscale(found)
         norm = float(t.model.parts.clip_gradients(found, t.clip))
-        finite = math.isfinite(norm) and math.isfinite(nats)
+        finite = all_finite(norm, nats)
         t.scaler.update(finite)
         if not finite and t.scaler.exhausted:
             raise _first_nonfinite(t, batches, size)
@@ -188,22 +192,13 @@ def evaluate_and_sample(training: Training) -> None:
     validate, sample = t.due(settings.evaluate_every), t.due(settings.sample_every)
     if not (validate or sample):
         return
-    if t.average is not None:
-        with t.average.applied():
-            _measure(t, validate, sample)
-    else:
-        _measure(t, validate, sample)
-
-
-def _measure(t: Training, validate: bool, sample: bool) -> None:
-    t.model.eval()
-    if validate:
-        batches = 0 if t.step == t.settings.steps else t.settings.evaluate_batches
-        measures = t.task.validate(t.model, batches)
-        t.journal.line({"kind": "validation", "step": t.step, **measures})
-    if sample and not t.spread.sharded:
-        t.journal.samples(t.step, t.task.samples(t.model, t.step))
-    t.model.train()
+    with t.averaged():
+        if validate:
+            batches = 0 if t.step == settings.steps else settings.evaluate_batches
+            measures = t.task.validate(t.model, batches)
+            t.journal.line({"kind": "validation", "step": t.step, **measures})
+        if sample and not t.spread.sharded:
+            t.journal.samples(t.step, t.task.samples(t.model, t.step))
 
 
 def _train_line(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +152,7 @@ def _finish(run: Run, training: Training, corpus: Corpus, journal: RunJournal) -
     """The weights as Hugging Face reads them, where its Llama has all that the model has."""
     finished = training.step == training.settings.steps
     if finished and not training.spread.sharded and corpus.tokenizer is not None:
-        average = training.average
-        with average.applied() if average else nullcontext():
+        with training.averaged():
             _export(run, training.model, corpus.tokenizer, journal)
     write_report(run.folder)
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from firsthand.llm.kernels.adamw.with_torch import adamw_update
 from firsthand.llm.parts import FAST
-from firsthand.llm.training.optimizers.adamw import adamw, adamw_update
+from firsthand.llm.training.optimizers.adamw import adamw
 
 torch.set_num_threads(1)
 

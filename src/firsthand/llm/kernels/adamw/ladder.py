@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from firsthand.llm.kernels.adamw import with_numba, with_numpy, with_torch
+from firsthand.llm.kernels import triton_support
+from firsthand.llm.kernels.adamw import with_numba, with_numpy, with_torch, with_triton
 from firsthand.llm.kernels.ladder import AnyArray, Inputs, Ladder, Outputs, Rung, Shape, by_elements
 
 STEP = 3
@@ -71,5 +72,13 @@ LADDER = Ladder(
             by_elements(18, 18, "elements"),
         ),
         Rung("numba", "torch", _list(with_numba.adamw), by_elements(7, 7, "elements")),
+        Rung(
+            "triton",
+            "torch",
+            _list(with_triton.adamw),
+            by_elements(7, 7, "elements"),
+            device=triton_support.device,
+            needs=triton_support.NEEDS,
+        ),
     ),
 )

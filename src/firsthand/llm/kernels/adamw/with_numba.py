@@ -21,13 +21,11 @@ from torch import Tensor
 from firsthand.llm.kernels.adamw.with_torch import Tensors, foreach_adamw
 from firsthand.llm.kernels.compiling import compiled, inlined
 from firsthand.llm.kernels.ladder import AnyArray
-from firsthand.llm.kernels.threads import WORTH, by_rows, usable_threads
+from firsthand.llm.kernels.threads import by_rows, pays, plain_float32
 
 # Elements of a tensor that one thread works on at once, the same for any number of threads.
 BLOCK = 1 << 12
 _BYTES = 4
-# As in `threads`: a subclass may have no memory here.
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def adamw(
@@ -54,8 +52,7 @@ def adamw(
     """
     ours: list[tuple[Tensor, ...]] = []
     rest: list[tuple[Tensor, ...]] = []
-    pays = torch.get_num_threads() <= WORTH * usable_threads()
-    takes = pays and not torch.compiler.is_compiling()
+    takes = pays()
     for tensors in zip(parameters, gradients, firsts, seconds, strict=True):
         (ours if takes and _in_memory(tensors) else rest).append(tensors)
     if ours:
@@ -84,9 +81,7 @@ def _in_memory(tensors: Sequence[Tensor]) -> bool:
     shape = tensors[0].shape
     for tensor in tensors:
         if (
-            type(tensor) not in _PLAIN
-            or tensor.dtype != torch.float32
-            or not tensor.is_cpu
+            not plain_float32(tensor)
             or tensor.shape != shape
             or not tensor.is_contiguous()
             or tensor.is_inference()

@@ -28,7 +28,19 @@ def adamw_update(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """One update of one tensor, t = step counted from 1; all but the gradient change in place."""
+    """One update of one tensor in place.
+
+    m ← β₁ m + (1 - β₁) g and v ← β₂ v + (1 - β₂) g². Both start at 0, so m̂ and v̂ are m and v
+    divided by 1 - β₁ᵗ and 1 - β₂ᵗ. Then p ← p - η (m̂ / (√v̂ + ε) + λ p). The decay stands outside
+    of the moments: inside, a weight with large gradients would decay less. Source: Loshchilov &
+    Hutter 2019, algorithm 2.
+
+    Args:
+        parameter, gradient, first, second: p, g, m, v of one shape; g stays as it is.
+        step: t, counted from 1.
+        learning_rate: η with the schedule's factor.
+        weight_decay: λ.
+    """
     first.mul_(beta1).add_(gradient, alpha=1.0 - beta1)
     second.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
     corrected_first = first / (1.0 - beta1**step)

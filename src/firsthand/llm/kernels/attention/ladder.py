@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from firsthand.llm.kernels.attention import with_numba, with_numpy, with_torch
+from firsthand.llm.kernels import triton_support
+from firsthand.llm.kernels.attention import with_numba, with_numpy, with_torch, with_triton
 from firsthand.llm.kernels.ladder import AnyArray, Costs, Inputs, Ladder, Outputs, Rung, Shape
 
 
@@ -72,6 +73,16 @@ def _tiled(block: int, forward: int, both: int) -> Costs:
     return Costs(lambda s: count(s, forward, 2, 2), lambda s: count(s, both, 6, 6))
 
 
+def _twice_tiled(block: int) -> Costs:
+    """Keys read again for each block of queries, and in the backward pass queries for keys too."""
+
+    def both(shape: Shape) -> int:
+        rows, columns = (-(-shape[name] // block) for name in ("queries", "keys"))
+        return _operands(shape, 6 + 2 * columns, 4 + 4 * rows)
+
+    return Costs(lambda s: _operands(s, 2, 2 * -(-s["queries"] // block)), both)
+
+
 LADDER = Ladder(
     name="attention",
     inputs=inputs,
@@ -108,5 +119,13 @@ LADDER = Ladder(
         # The kernel keeps a tile in the cache: no pass over the scores reaches memory.
         Rung("torch-sdpa", "torch", with_torch.sdpa, _tiled(with_torch.BLOCK, 0, 0)),
         Rung("numba", "torch", with_numba.attention, _tiled(with_numba.BLOCK, 0, 0)),
+        Rung(
+            "triton",
+            "torch",
+            with_triton.attention,
+            _twice_tiled(128),
+            device=triton_support.device,
+            needs=triton_support.NEEDS,
+        ),
     ),
 )

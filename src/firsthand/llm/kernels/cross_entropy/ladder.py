@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from firsthand.llm.kernels.cross_entropy import with_numba, with_numpy, with_torch
+from firsthand.llm.kernels import triton_support
+from firsthand.llm.kernels.cross_entropy import with_numba, with_numpy, with_torch, with_triton
 from firsthand.llm.kernels.ladder import AnyArray, Costs, Inputs, Ladder, Outputs, Rung, Shape
 
 
@@ -100,6 +101,14 @@ LADDER = Ladder(
             "torch",
             with_numba.chunked_cross_entropy,
             _moved(3, 5, chunk=with_torch.CHUNK),
+        ),
+        Rung(
+            "triton-chunked",
+            "torch",
+            with_triton.chunked_cross_entropy,
+            _moved(2, 6, chunk=4096),
+            device=triton_support.device,
+            needs=triton_support.NEEDS,
         ),
         Rung(
             "torch-chunked-twice",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from firsthand.llm.kernels import triton_support
 from firsthand.llm.kernels.ladder import AnyArray, Inputs, Ladder, Outputs, Rung, Shape, by_elements
-from firsthand.llm.kernels.norms import with_numba, with_numpy, with_torch
+from firsthand.llm.kernels.norms import with_numba, with_numpy, with_torch, with_triton
 
 EPS = 1e-5
 
@@ -62,6 +63,14 @@ RMS_LADDER = Ladder(
             "torch-fused", "torch", with_torch.fused_rms_norm, by_elements(5, 11, "rows", "width")
         ),
         Rung("numba", "torch", with_numba.rms_norm, by_elements(2, 5, "rows", "width")),
+        Rung(
+            "triton",
+            "torch",
+            with_triton.rms_norm,
+            by_elements(2, 5, "rows", "width"),
+            device=triton_support.device,
+            needs=triton_support.NEEDS,
+        ),
     ),
 )
 

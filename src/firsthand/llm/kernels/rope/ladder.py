@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from firsthand.llm.kernels import triton_support
 from firsthand.llm.kernels.ladder import AnyArray, Inputs, Ladder, Outputs, Rung, Shape, by_elements
-from firsthand.llm.kernels.rope import with_numba, with_numpy, with_torch
+from firsthand.llm.kernels.rope import with_numba, with_numpy, with_torch, with_triton
 
 _SIZES = ("batch", "heads", "positions", "width")
 _SHAPE = {"batch": 4, "heads": 8, "positions": 512, "width": 64}
@@ -70,6 +71,14 @@ HALF_LADDER = _ladder(
         Rung("torch", "torch", with_torch.rotate_half, by_elements(9, 18, *_SIZES)),
         Rung("torch-fused", "torch", with_torch.fused_rotate_half, by_elements(5, 10, *_SIZES)),
         Rung("numba", "torch", with_numba.rotate_half, by_elements(2, 4, *_SIZES)),
+        Rung(
+            "triton",
+            "torch",
+            with_triton.rotate_half,
+            by_elements(2, 4, *_SIZES),
+            device=triton_support.device,
+            needs=triton_support.NEEDS,
+        ),
     ),
 )
 
@@ -92,5 +101,13 @@ INTERLEAVED_LADDER = _ladder(
             by_elements(2, 4, *_SIZES),
         ),
         Rung("numba", "torch", with_numba.rotate_interleaved, by_elements(2, 4, *_SIZES)),
+        Rung(
+            "triton",
+            "torch",
+            with_triton.rotate_interleaved,
+            by_elements(2, 4, *_SIZES),
+            device=triton_support.device,
+            needs=triton_support.NEEDS,
+        ),
     ),
 )

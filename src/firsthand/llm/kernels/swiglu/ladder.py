@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from firsthand.llm.kernels import triton_support
 from firsthand.llm.kernels.ladder import AnyArray, Inputs, Ladder, Outputs, Rung, Shape, by_elements
-from firsthand.llm.kernels.swiglu import with_numba, with_numpy, with_torch
+from firsthand.llm.kernels.swiglu import with_numba, with_numpy, with_torch, with_triton
 
 
 def inputs(shape: Shape, generator: np.random.Generator) -> Inputs:
@@ -42,5 +43,13 @@ LADDER = Ladder(
         Rung("torch", "torch", with_torch.swiglu, by_elements(5, 16, "rows", "width")),
         Rung("torch-fused", "torch", with_torch.fused_swiglu, by_elements(5, 16, "rows", "width")),
         Rung("numba", "torch", with_numba.swiglu, by_elements(3, 8, "rows", "width")),
+        Rung(
+            "triton",
+            "torch",
+            with_triton.swiglu,
+            by_elements(3, 8, "rows", "width"),
+            device=triton_support.device,
+            needs=triton_support.NEEDS,
+        ),
     ),
 )

@@ -1,0 +1,130 @@
+"""The INT8 product over many rows: tiles, a panel of weights at a time. Compiled; no PyTorch.
+
+A panel is so many weight rows that they stay in the innermost cache while all activation rows
+pass: weights then come from memory once for each call, whatever the number of activation rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firsthand.llm.kernels.compiling import compiled, inlined
+from firsthand.llm.kernels.int8_matmul.tiles import STEP, dot_tile
+
+AnyArray = NDArray[Any]
+
+# Weight rows of a panel: 24 KB at a width of 768.
+PANEL = 32
+# Rows are padded with zeros to a multiple of this: the step of the loop for one row.
+_UNROLLED = 4
+ROW_MULTIPLE = STEP * _UNROLLED
+# Integers that a caller's scratch for sums must hold.
+SUMS = 8
+
+_ZERO = np.float32(0.0)
+_LEAST_PEAK = np.float32(1e-30)
+# One row of activations comes with weights straight from memory, which are asked for ahead.
+_row_dot = dot_tile(1, 1, _UNROLLED, ahead=2048)
+_tile_4x2 = dot_tile(4, 2)
+_tile_1x8 = dot_tile(1, 8)
+_tile_1x1 = dot_tile(1, 1)
+
+
+def padded(width: int) -> int:
+    """The width of a row in memory."""
+    return -(-width // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+@inlined
+def scaled(total: np.int32, w_scale: np.float32, x_scale: np.float32) -> np.float32:
+    """An integer sum as a number, in the order of the NumPy rung, which sums must not change."""
+    return np.float32(np.float32(np.float32(total) * w_scale) * x_scale)
+
+
+@inlined
+def _divided(a: np.float32, b: np.float32) -> np.float32:
+    """a / b rounded once; the loops' own arithmetic may take a · (1 / b)."""
+    return np.float32(a / b)
+
+
+@compiled
+def quantize_row(x: AnyArray, levels: np.float32, integers: AnyArray) -> np.float32:
+    """As `quantize_rows` for one row; returns its scale, NaN if a number of x is not finite.
+
+    No integer can say NaN, and a broken model has to show.
+
+    Args:
+        x: (k,), float32.
+        integers: (at least k,), int16; what lies behind k stays as it is.
+    """
+    peak = nothing = _ZERO
+    for k in range(len(x)):
+        size = abs(x[k])
+        peak = size if size > peak else peak
+        nothing += x[k] * _ZERO
+    if not peak >= _LEAST_PEAK:
+        for k in range(len(x)):
+            integers[k] = 0
+        return nothing
+    inverse = _divided(levels, peak)
+    for k in range(len(x)):
+        integers[k] = np.int16(np.int32(np.rint(x[k] * inverse)))
+    return _divided(peak, levels) + nothing
+
+
+@compiled
+def panel_products(
+    x: AnyArray,
+    x_scales: AnyArray,
+    row: int,
+    rows: int,
+    w: AnyArray,
+    w_scales: AnyArray,
+    first: int,
+    last: int,
+    sums: AnyArray,
+    out: AnyArray,
+    column: int,
+) -> None:
+    """out[i, column + j] = the product of activation row `row + i` and weight row `first + j`.
+
+    Args:
+        x, x_scales: int16 (m, k), float32 (m,); k is a multiple of ROW_MULTIPLE.
+        row, rows: the activation rows taken.
+        w, w_scales: int8 (n, k), float32 (n,).
+        first, last: the weight rows taken.
+        sums: scratch, int32, at least SUMS.
+        out: float32 (at least rows, at least column + last - first).
+    """
+    shift = column - first
+    if rows == 1:
+        for n in range(first, last):
+            _row_dot(x, row, w, n, sums)
+            out[0, n + shift] = scaled(sums[0], w_scales[n], x_scales[row])
+        return
+    pairs = first + (last - first) // 2 * 2
+    fours = rows // 4 * 4
+    for m in range(row, row + fours, 4):
+        for n in range(first, pairs, 2):
+            _tile_4x2(x, m, w, n, sums)
+            for i in range(4):
+                for j in range(2):
+                    out[m - row + i, n + j + shift] = scaled(
+                        sums[2 * i + j], w_scales[n + j], x_scales[m + i]
+                    )
+    eights = first + (last - first) // 8 * 8
+    for m in range(row + fours, row + rows):
+        for n in range(first, eights, 8):
+            _tile_1x8(x, m, w, n, sums)
+            for j in range(8):
+                out[m - row, n + j + shift] = scaled(sums[j], w_scales[n + j], x_scales[m])
+        for n in range(eights, last):
+            _tile_1x1(x, m, w, n, sums)
+            out[m - row, n + shift] = scaled(sums[0], w_scales[n], x_scales[m])
+    for n in range(pairs, last):
+        for m in range(row, row + fours):
+            _tile_1x1(x, m, w, n, sums)
+            out[m - row, n + shift] = scaled(sums[0], w_scales[n], x_scales[m])
