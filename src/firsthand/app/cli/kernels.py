@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from firsthand.app.cli.stack import one_sentence, progress_console
+from firsthand.app.cli.stack import one_sentence, progress_bar
 from firsthand.course.errors import FirsthandError
 
 kernels_app = typer.Typer(
@@ -35,8 +35,6 @@ def kernels_bench(
     Bytes are what a rung's own passes over memory move; the share is the least time that the
     ceilings allow for the operation over the time it took.
     """
-    from rich.progress import BarColumn, Progress, TextColumn
-
     with one_sentence():
         import torch
 
@@ -60,13 +58,7 @@ def kernels_bench(
             raise FirsthandError("--size is for one ladder: name it.")
         if threads:
             torch.set_num_threads(threads)
-        bar = Progress(
-            TextColumn("{task.description:<28}"),
-            BarColumn(bar_width=30),
-            console=progress_console(),
-            transient=True,
-        )
-        with bar:
+        with progress_bar() as bar:
             task = bar.add_task("the machine's ceilings", total=len(chosen) + 1)
             ceilings = measure_ceilings()
             measured = []
@@ -96,6 +88,12 @@ def _record(ceilings, measured) -> dict[str, object]:  # type: ignore[no-untyped
     return {
         "ceilings": asdict(ceilings),
         "rows": [asdict(row) for _, rows in measured for row in rows],
+        "not_timed": [
+            {"ladder": ladder.name, "rung": rung.name, "needs": rung.needs}
+            for ladder, _ in measured
+            for rung in ladder.rungs
+            if not rung.runs_here
+        ],
     }
 
 
@@ -130,3 +128,6 @@ def _print(ceilings, measured, sizes: dict[str, int]) -> None:  # type: ignore[n
                 f"{row.ceiling_share:.1%}",
             )
         out.print(table)
+        for rung in ladder.rungs:
+            if not rung.runs_here:
+                out.print(f"{rung.name}: not timed, it {rung.needs}.", highlight=False)

@@ -10,8 +10,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from firsthand.app.cli import running
+from firsthand.app.cli import chatting, measuring, quantizing, running, serving, writing
 from firsthand.app.cli.kernels import kernels_app
+from firsthand.app.cli.options import WorkspaceOption
 from firsthand.app.cli.stack import data_app, tokenizer_app
 from firsthand.course.errors import FirsthandError
 
@@ -29,10 +30,6 @@ app = typer.Typer(
     ),
 )
 course_app = typer.Typer(no_args_is_help=True, help="For authors of the course.")
-WorkspaceOption = Annotated[
-    Optional[Path],  # noqa: UP045  (typer reads it at run time)
-    typer.Option("--workspace", "-w", help="Your folder. Default: the one you are in, or ./mine."),
-]
 
 
 @app.command()
@@ -186,16 +183,51 @@ def plan(
 
 @app.command()
 def export(
-    file: Annotated[Path, typer.Argument(help="Where to write, e.g. state.json.")],
+    target: Annotated[
+        Path, typer.Argument(help="Where to write your progress, e.g. state.json; or a model.")
+    ],
+    format_: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--format", help="Write the model there for others: gguf or huggingface."),
+    ] = None,
+    type_: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--type", help="Of a GGUF file's weights: f16 (default), q8_0, bf16, f32."),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", help="With --format: file or folder. Default: in the run."),
+    ] = None,
+    step: Annotated[
+        int, typer.Option(help="With --format: of the checkpoint. Default: the newest.")
+    ] = 0,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Save your whole progress as one file, to go on with on another machine."""
-    from firsthand.app.cli.place import open_log, workspace_at
+    """Save your progress as one file, for another machine; or a model in another format.
+
+    `firsthand export state.json` is progress. `firsthand export RUN --format gguf --type q8_0`
+    is a model for llama.cpp, `--format huggingface` one for transformers.
+    """
     from firsthand.app.cli.terminal import console
+
+    if format_ is not None:
+        from firsthand.app.cli.exporting import export_model
+
+        path = export_model(target, format_, type_, out, step)
+        console().print(f"Written: {path}", markup=False)
+        return
+    if type_ is not None or out is not None or step:
+        raise FirsthandError("--type, --out and --step go with --format gguf or huggingface.")
+    if target.is_dir():
+        raise FirsthandError(
+            f"{target} is a folder. Progress goes into a file, e.g. state.json; the model of a run "
+            "is exported with --format gguf or --format huggingface."
+        )
+    from firsthand.app.cli.place import open_log, workspace_at
     from firsthand.course.exchange import export_state
 
     with open_log(workspace_at(workspace)) as log:
-        exported = export_state(log, file)
+        exported = export_state(log, target)
     console().print(f"Exported {exported.events} events to {exported.path}.", markup=False)
 
 
@@ -261,7 +293,16 @@ def _session(text: str) -> str:
 
 
 STACK = "Your language model"
-for command in (running.build, running.train, running.evaluate, running.generate, running.report):
+for command in (
+    running.build,
+    running.train,
+    measuring.evaluate,
+    writing.generate,
+    chatting.chat,
+    serving.serve,
+    running.report,
+    quantizing.quantize,
+):
     app.command(rich_help_panel=STACK)(command)
 app.add_typer(tokenizer_app, name="tokenizer", rich_help_panel=STACK)
 app.add_typer(data_app, name="data", rich_help_panel=STACK)

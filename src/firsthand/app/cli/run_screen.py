@@ -47,7 +47,6 @@ class RunScreen:
         self._task: TaskID | None = None
         self._stage = ""
         self._told = time.monotonic()
-        self._validation: Record | None = None
         self._stop = False
 
     def stage(self, name: str, done: float, total: float | None) -> None:
@@ -63,7 +62,6 @@ class RunScreen:
                 self._told = time.monotonic()
                 self._print(f"step {record['step']} of {self._steps}: {figures}")
         elif record["kind"] == "validation":
-            self._validation = record
             per_byte = record.get("bits_per_byte")
             tail = f", {per_byte:.3f} bits per byte" if per_byte else ""
             self._print(f"step {record['step']}: validation loss {record['loss']:.4f}{tail}")
@@ -80,11 +78,6 @@ class RunScreen:
 
     def stop_asked(self) -> bool:
         """Whether Ctrl-C was pressed."""
-        return self._stop
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the run was asked to end early."""
         return self._stop
 
     @contextmanager

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from firsthand.app.cli.options import SourceArgument, source_of
 from firsthand.course.errors import FirsthandError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
     from firsthand.llm.data.preparation import Progress as Prepared
-    from firsthand.llm.data.sources import Source
     from firsthand.llm.tokenizer import Tokenizer
     from firsthand.llm.tokenizer.inspect import MergeNode
 
@@ -34,13 +35,6 @@ STARTING = "starting (the first time it compiles)"
 END_OF_TEXT = "<|endoftext|>"
 COLORS = ("on blue", "on magenta", "on cyan", "on green", "on yellow", "on red")
 
-SourceArgument = Annotated[
-    Optional[list[str]],  # noqa: UP045  (typer reads it at run time)
-    typer.Argument(
-        help="Files or folders (text, .jsonl, .parquet), or hf:NAME, a dataset of the Hugging Face "
-        "hub. Default: embedded, the library of the Python that runs this."
-    ),
-]
 UnitOption = Annotated[
     str, typer.Option(help="What a document is in a text file: file, section or line.")
 ]
@@ -84,11 +78,22 @@ def progress_console() -> Console:
     return Console(stderr=True)
 
 
-def source_of(paths: list[str] | None, field: str, size: int | None, unit: str = "file") -> Source:
-    """What the arguments of a command name."""
-    from firsthand.llm.data.named import named_source
+def progress_bar(*columns: ProgressColumn, words: int = 28) -> Progress:
+    """A bar that disappears at its end.
 
-    return named_source(paths or (), field=field, size=size, unit=unit)
+    Args:
+        columns: behind the bar.
+        words: columns of the description before it, at least.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    return Progress(
+        TextColumn(f"{{task.description:<{words}}}"),
+        BarColumn(bar_width=30),
+        *columns,
+        console=progress_console(),
+        transient=True,
+    )
 
 
 # --------------------------------------------------------------------------- tokenizer
@@ -108,13 +113,7 @@ def tokenizer_train(
     size: SizeOption = None,
 ) -> None:
     """Learn a vocabulary from text. The special tokens of chats are part of it."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
     from firsthand.app.cli.terminal import console
 
@@ -124,14 +123,7 @@ def tokenizer_train(
         from firsthand.llm.tokenizer.chat import CHAT_TOKENS
 
         source = source_of(sources, field, size)
-        bar = Progress(
-            TextColumn("{task.description:<16}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=progress_console(),
-            transient=True,
-        )
+        bar = progress_bar(MofNCompleteColumn(), TimeElapsedColumn(), words=16)
         tasks: dict[str, object] = {}
         starting = bar.add_task(STARTING, total=None)
 
@@ -304,18 +296,11 @@ def data_prepare(
     restart: Annotated[bool, typer.Option(help="Throw away what the folder holds.")] = False,
 ) -> None:
     """Tokenize text into checked shards. The same command goes on after an interruption."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeElapsedColumn
 
     from firsthand.app.cli.terminal import console
 
-    bar = Progress(
-        TextColumn("{task.description:<24}"),
-        BarColumn(bar_width=30),
-        TimeElapsedColumn(),
-        console=progress_console(),
-        transient=True,
-    )
-    with one_sentence(), bar:
+    with one_sentence(), progress_bar(TimeElapsedColumn(), words=24) as bar:
         from firsthand.llm.data.preparation import prepare
 
         task = bar.add_task(STARTING, total=None)

@@ -1,0 +1,110 @@
+"""How the crew's threads learn of a call, wait for it and park.
+
+A call is one number, so that a thread that comes late and has no part in it cannot take the
+threads of the next call for its: calls so far · MOST_THREADS + the threads of this one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from firsthand.llm.inference.cpu.atomics import (
+    APART,
+    SPINS,
+    atomic_load,
+    atomic_store,
+    atomic_swap_if,
+    wait_a_little,
+)
+from firsthand.llm.kernels.compiling import compiled
+
+AnyArray = NDArray[Any]
+
+MOST_THREADS = 1024
+# Places in the crew's numbers: the call, its rows and rows wanted; arrivals at the meetings of odd
+# and of even calls, for a thread may still look at the last meeting of a call when the next
+# begins; then, APART, each thread's state and the call that it has seen.
+_CALL, _ROWS, _WANTED, _ARRIVALS, _STATES = 0, APART, APART + 1, 2 * APART, 4 * APART
+_WAITING, _PARKED, _LEAVING = 0, 1, 2
+# Turns of waiting before a thread parks: some milliseconds beyond the spins.
+_PATIENCE = 20 * SPINS
+
+
+def places(threads: int) -> int:
+    """How many numbers a crew needs."""
+    return _STATES + threads * APART
+
+
+@compiled
+def announce(
+    threads: int, rows: int, wanted: int, numbers: AnyArray, counters: AnyArray, parked: AnyArray
+) -> int:
+    """Begin a call for the others; returns how many are parked, and says which.
+
+    Args:
+        counters: set to 0.
+        parked: int64 (threads of the crew - 1,), filled from the front.
+    """
+    numbers[_ROWS], numbers[_WANTED] = rows, wanted
+    call = (numbers[_CALL] // MOST_THREADS + 1) * MOST_THREADS + threads
+    numbers[arrivals(call)] = 0
+    counters[:] = 0
+    atomic_store(numbers, _CALL, call)
+    found = 0
+    for thread in range(1, threads):
+        if atomic_swap_if(numbers, _STATES + thread * APART, _PARKED, _WAITING):
+            parked[found] = thread
+            found += 1
+    return found
+
+
+@compiled
+def next_call(thread: int, numbers: AnyArray) -> int:
+    """The next call that this thread has a part in; -1 when it parks or leaves.
+
+    Thread 0 is the caller and does not wait.
+    """
+    state = _STATES + thread * APART
+    spins = 0
+    while True:
+        call: int = atomic_load(numbers, _CALL)
+        if call != numbers[state + 1]:
+            numbers[state + 1] = call
+            if thread < call % MOST_THREADS:
+                return call
+        if atomic_load(numbers, state) == _LEAVING:
+            return -1
+        if spins > _PATIENCE and atomic_swap_if(numbers, state, _WAITING, _PARKED):
+            # A call that came meanwhile either sees the parked state or is seen here.
+            if atomic_load(numbers, _CALL) == numbers[state + 1]:
+                return -1
+            if not atomic_swap_if(numbers, state, _PARKED, _WAITING):
+                return -1
+        wait_a_little(spins)
+        spins += 1
+
+
+@compiled
+def arrivals(call: int) -> int:
+    """Where the threads of this call count their meetings."""
+    return _ARRIVALS + call // MOST_THREADS % 2 * APART
+
+
+@compiled
+def rows_of(numbers: AnyArray) -> int:
+    """Rows of the present call."""
+    return int(numbers[_ROWS])
+
+
+@compiled
+def wanted_of(numbers: AnyArray) -> int:
+    """Rows of the present call whose logits are wanted."""
+    return int(numbers[_WANTED])
+
+
+@compiled
+def dismiss(numbers: AnyArray, thread: int) -> None:
+    """Tell a thread to leave."""
+    atomic_store(numbers, _STATES + thread * APART, _LEAVING)

@@ -1,0 +1,385 @@
+"""The whole decoder for some rows, compiled: what each thread of the crew runs.
+
+A row is one token of one text, so one row is a step of decoding, as many as there are texts a step
+of a batch, and the tokens of a prompt its prefill. All threads walk through the same stages and
+meet after each: in a stage every thread computes its own share of the outputs and reads what all
+wrote in the stage before. Nothing is allocated.
+
+For one row, the small work before a product (norm and quantization) is done by every thread for
+itself, which costs less than meeting once more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firsthand.llm.inference.cpu.atomics import APART, ZERO, atomic_add, barrier
+from firsthand.llm.inference.cpu.attention import attend, store, turn
+from firsthand.llm.inference.cpu.calls import (
+    MOST_THREADS,
+    arrivals,
+    next_call,
+    rows_of,
+    wanted_of,
+)
+from firsthand.llm.inference.cpu.weights import Weights
+from firsthand.llm.kernels.compiling import compiled
+from firsthand.llm.kernels.exponential import exp32
+from firsthand.llm.kernels.int8_matmul.panels import PANEL, panel_products, quantize_row
+
+AnyArray = NDArray[Any]
+
+# Rows of one text whose attention is one portion of work; whoever is free takes the next.
+PORTION = 4
+
+_ZERO = np.float32(0.0)
+_ONE = np.float32(1.0)
+
+
+class Shape(NamedTuple):
+    """Sizes, as `ModelConfig` names them; levels are the activations' largest integers."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    width: int
+    eps: np.float32
+    score_scale: np.float32
+    model_levels: np.float32
+    mix_levels: np.float32
+    hidden_levels: np.float32
+
+
+class Cache(NamedTuple):
+    """Keys after RoPE, and values: int8 (layers, slots, kv_heads, capacity, width).
+
+    The steps of their grids are float32 (layers, slots, kv_heads, capacity).
+    """
+
+    keys: AnyArray
+    key_scales: AnyArray
+    values: AnyArray
+    value_scales: AnyArray
+
+
+class Work(NamedTuple):
+    """What a call reads and writes besides weights and cache; made once.
+
+    Attributes:
+        tokens, slots, positions: int32 (rows,), of each row.
+        wanted: int32, the rows whose logits are asked for.
+        logits: float32 (wanted, vocab).
+        stream: float32 (rows, d_model), the residual stream.
+        queries: float32 (rows, heads, width), after RoPE.
+        mixed: float32 (rows, heads · width), what attention gives.
+        hidden: float32 (rows, d_ff).
+        model_integers, mix_integers, hidden_integers: int16, (rows + threads, padded width): the
+            quantized inputs of products; the last rows are for each thread alone.
+        scales: float32 (rows + threads,), of these.
+        normed: float32 (threads, d_model), scratch.
+        block, other_block: float32 (threads, rows, widest panel), scratch.
+        scores: float32 (threads, capacity), scratch.
+        sums: int32 (threads, 16), scratch.
+        portions: int64 (layers · APART,), the portions of attention taken; 0 before a call.
+    """
+
+    tokens: AnyArray
+    slots: AnyArray
+    positions: AnyArray
+    wanted: AnyArray
+    logits: AnyArray
+    stream: AnyArray
+    queries: AnyArray
+    mixed: AnyArray
+    hidden: AnyArray
+    model_integers: AnyArray
+    mix_integers: AnyArray
+    hidden_integers: AnyArray
+    scales: AnyArray
+    normed: AnyArray
+    block: AnyArray
+    other_block: AnyArray
+    scores: AnyArray
+    sums: AnyArray
+    portions: AnyArray
+
+
+@compiled
+def take_part(
+    thread: int, numbers: AnyArray, shape: Shape, weights: Weights, cache: Cache, work: Work
+) -> None:
+    """A thread's part of the calls: thread 0 of one, the others of all until they park.
+
+    Args:
+        thread: from 0 to the crew's threads - 1.
+        numbers: of the crew, see `cpu.calls`.
+    """
+    while True:
+        call = next_call(thread, numbers)
+        if call < 0:
+            return
+        threads, place = call % MOST_THREADS, arrivals(call)
+        met: int = ZERO
+        rows, wanted = rows_of(numbers), wanted_of(numbers)
+        # Every thread prepares a single row for itself; of many each prepares some, and they meet.
+        many = rows > 1
+        source = 0 if many else len(work.tokens) + thread
+        _embed(thread, threads, rows, weights, work)
+        if many:
+            met = barrier(numbers, place, threads, met)
+        for layer in range(shape.layers):
+            _normed(thread, threads, rows, weights.attention_norms[layer], shape, work)
+            if many:
+                met = barrier(numbers, place, threads, met)
+            _heads(thread, threads, source, rows, layer, shape, weights, cache, work)
+            met = barrier(numbers, place, threads, met)
+            _attention(thread, threads, rows, layer, shape, cache, work)
+            met = barrier(numbers, place, threads, met)
+            levels = shape.mix_levels
+            _quantized(thread, threads, rows, work.mixed, work.mix_integers, levels, work)
+            if many:
+                met = barrier(numbers, place, threads, met)
+            w, steps = weights.mix[layer], weights.mix_scales[layer]
+            _added(thread, threads, source, rows, work.mix_integers, w, steps, work)
+            met = barrier(numbers, place, threads, met)
+            _normed(thread, threads, rows, weights.feed_forward_norms[layer], shape, work)
+            if many:
+                met = barrier(numbers, place, threads, met)
+            _gated(thread, threads, source, rows, layer, weights, work)
+            met = barrier(numbers, place, threads, met)
+            levels = shape.hidden_levels
+            _quantized(thread, threads, rows, work.hidden, work.hidden_integers, levels, work)
+            if many:
+                met = barrier(numbers, place, threads, met)
+            w, steps = weights.down[layer], weights.down_scales[layer]
+            _added(thread, threads, source, rows, work.hidden_integers, w, steps, work)
+            met = barrier(numbers, place, threads, met)
+        if wanted:
+            if thread == 0:
+                _gathered(wanted, work)
+            met = barrier(numbers, place, threads, met)
+            source = 0 if wanted > 1 else len(work.tokens) + thread
+            _normed(thread, threads, wanted, weights.final_norm, shape, work)
+            if wanted > 1:
+                met = barrier(numbers, place, threads, met)
+            _logits(thread, threads, source, wanted, weights, work)
+        barrier(numbers, place, threads, met)
+        if thread == 0:
+            return
+
+
+@compiled
+def _gathered(wanted: int, work: Work) -> None:
+    """Move the rows asked for to the front; they are in order, so none is overwritten before."""
+    for place in range(wanted):
+        row = work.wanted[place]
+        if row != place:
+            for i in range(work.stream.shape[1]):
+                work.stream[place, i] = work.stream[row, i]
+
+
+@compiled
+def _embed(thread: int, threads: int, rows: int, weights: Weights, work: Work) -> None:
+    """The tokens' embeddings into the stream.
+
+    Of a single row every thread writes all, the same numbers to the same place.
+    """
+    first, last = rows * thread // threads, rows * (thread + 1) // threads
+    if rows == 1:
+        first, last = 0, 1
+    for row in range(first, last):
+        token = work.tokens[row]
+        step = weights.embedding_scales[token]
+        for i in range(work.stream.shape[1]):
+            work.stream[row, i] = np.float32(weights.embedding[token, i]) * step
+
+
+@compiled
+def _normed(thread: int, threads: int, rows: int, norm: AnyArray, shape: Shape, work: Work) -> None:
+    """RMSNorm and quantization of the stream: for one row by each thread into its own place."""
+    first, last = rows * thread // threads, rows * (thread + 1) // threads
+    target = 0
+    if rows == 1:
+        first, last, target = 0, 1, len(work.tokens) + thread
+    width = work.stream.shape[1]
+    scratch = work.normed[thread]
+    for row in range(first, last):
+        squares = _ZERO
+        for i in range(width):
+            squares += work.stream[row, i] * work.stream[row, i]
+        factor = _ONE / np.sqrt(squares / np.float32(width) + shape.eps)
+        for i in range(width):
+            scratch[i] = work.stream[row, i] * factor * norm[i]
+        place = target + row
+        work.scales[place] = quantize_row(scratch, shape.model_levels, work.model_integers[place])
+
+
+@compiled
+def _quantized(
+    thread: int,
+    threads: int,
+    rows: int,
+    x: AnyArray,
+    integers: AnyArray,
+    levels: np.float32,
+    work: Work,
+) -> None:
+    """The rows of x on their grids, as `_normed` does."""
+    first, last = rows * thread // threads, rows * (thread + 1) // threads
+    target = 0
+    if rows == 1:
+        first, last, target = 0, 1, len(work.tokens) + thread
+    for row in range(first, last):
+        place = target + row
+        work.scales[place] = quantize_row(x[row], levels, integers[place])
+
+
+@compiled
+def _heads(
+    thread: int,
+    threads: int,
+    source: int,
+    rows: int,
+    layer: int,
+    shape: Shape,
+    weights: Weights,
+    cache: Cache,
+    work: Work,
+) -> None:
+    """Queries, keys and values, a head at a time: product, RoPE, into the cache."""
+    total = shape.heads + 2 * shape.kv_heads
+    block = work.block[thread]
+    width = shape.width
+    for head in range(total * thread // threads, total * (thread + 1) // threads):
+        panel_products(
+            work.model_integers, work.scales, source, rows, weights.qkv[layer],
+            weights.qkv_scales[layer], head * width, head * width + width,
+            work.sums[thread], block, ZERO,
+        )  # fmt: skip
+        for row in range(rows):
+            position, slot = work.positions[row], work.slots[row]
+            x = block[row, :width]
+            if head < shape.heads + shape.kv_heads:
+                turn(x, weights.cos[position], weights.sin[position])
+            if head < shape.heads:
+                for i in range(width):
+                    work.queries[row, head, i] = x[i]
+            elif head < shape.heads + shape.kv_heads:
+                shared = head - shape.heads
+                cache.key_scales[layer, slot, shared, position] = store(
+                    x, cache.keys[layer, slot, shared, position]
+                )
+            else:
+                shared = head - shape.heads - shape.kv_heads
+                cache.value_scales[layer, slot, shared, position] = store(
+                    x, cache.values[layer, slot, shared, position]
+                )
+
+
+@compiled
+def _attention(
+    thread: int, threads: int, rows: int, layer: int, shape: Shape, cache: Cache, work: Work
+) -> None:
+    """A portion is a few rows of one head; who is free takes the next.
+
+    Of a single row, the heads are dealt out beforehand.
+    """
+    groups = (rows + PORTION - 1) // PORTION
+    portion, last = -1, groups * shape.heads
+    if rows == 1:
+        portion, last = last * thread // threads - 1, last * (thread + 1) // threads
+    while True:
+        portion = portion + 1 if rows == 1 else atomic_add(work.portions, layer * APART, 1)
+        if portion >= last:
+            return
+        # The last rows of a prompt see most and are begun first.
+        head, group = portion // groups, groups - 1 - portion % groups
+        for row in range(group * PORTION, min(rows, (group + 1) * PORTION)):
+            _attend(thread, head, row, layer, shape, cache, work)
+
+
+@compiled
+def _attend(
+    thread: int, head: int, row: int, layer: int, shape: Shape, cache: Cache, work: Work
+) -> None:
+    slot = work.slots[row]
+    shared = head * shape.kv_heads // shape.heads
+    width = shape.width
+    attend(
+        work.queries[row, head], shape.score_scale, cache.keys[layer, slot, shared],
+        cache.key_scales[layer, slot, shared], cache.values[layer, slot, shared],
+        cache.value_scales[layer, slot, shared], work.positions[row] + 1,
+        work.scores[thread], work.mixed[row, head * width : head * width + width],
+    )  # fmt: skip
+
+
+@compiled
+def _added(
+    thread: int,
+    threads: int,
+    source: int,
+    rows: int,
+    integers: AnyArray,
+    w: AnyArray,
+    w_scales: AnyArray,
+    work: Work,
+) -> None:
+    """A product added to the stream; each thread has columns of its own."""
+    first, last = _share(thread, threads, w.shape[0])
+    block = work.block[thread]
+    for start in range(first, last, PANEL):
+        end = min(last, start + PANEL)
+        panel_products(
+            integers, work.scales, source, rows, w, w_scales, start, end,
+            work.sums[thread], block, ZERO,
+        )  # fmt: skip
+        for row in range(rows):
+            for i in range(end - start):
+                work.stream[row, start + i] += block[row, i]
+
+
+@compiled
+def _gated(
+    thread: int, threads: int, source: int, rows: int, layer: int, weights: Weights, work: Work
+) -> None:
+    """silu(gate) · up into `hidden`."""
+    first, last = _share(thread, threads, weights.gate.shape[1])
+    gates, ups = work.block[thread], work.other_block[thread]
+    for start in range(first, last, PANEL):
+        end = min(last, start + PANEL)
+        panel_products(
+            work.model_integers, work.scales, source, rows, weights.gate[layer],
+            weights.gate_scales[layer], start, end, work.sums[thread], gates, ZERO,
+        )  # fmt: skip
+        panel_products(
+            work.model_integers, work.scales, source, rows, weights.up[layer],
+            weights.up_scales[layer], start, end, work.sums[thread], ups, ZERO,
+        )  # fmt: skip
+        for row in range(rows):
+            for i in range(end - start):
+                z = gates[row, i]
+                work.hidden[row, start + i] = z / (_ONE + exp32(-z)) * ups[row, i]
+
+
+@compiled
+def _logits(
+    thread: int, threads: int, source: int, rows: int, weights: Weights, work: Work
+) -> None:
+    first, last = _share(thread, threads, weights.output.shape[0])
+    for start in range(first, last, PANEL):
+        end = min(last, start + PANEL)
+        panel_products(
+            work.model_integers, work.scales, source, rows, weights.output,
+            weights.output_scales, start, end, work.sums[thread], work.logits, start,
+        )  # fmt: skip
+
+
+@compiled
+def _share(thread: int, threads: int, rows: int) -> tuple[int, int]:
+    """A thread's rows of a matrix, in whole eights so that no tile is cut."""
+    eights = (rows + 7) // 8
+    first = min(rows, eights * thread // threads * 8)
+    return first, min(rows, eights * (thread + 1) // threads * 8)
