@@ -21,7 +21,7 @@ from firsthand.llm.inference.cpu.step import Cache, Shape, Work
 from firsthand.llm.inference.cpu.weights import Weights, aligned, packed
 from firsthand.llm.inference.engine import Rows
 from firsthand.llm.inference.errors import InferenceError
-from firsthand.llm.kernels.int8_matmul.panels import PANEL, padded
+from firsthand.llm.kernels.int8_matmul.panels import PANEL, SUMS, padded
 from firsthand.llm.kernels.int8_matmul.with_numpy import activation_levels
 from firsthand.llm.model.config import ModelConfig
 from firsthand.llm.quantization.artefact import QuantizedModel
@@ -219,6 +219,6 @@ def _work(config: ModelConfig, rows: int, wanted: int, capacity: int, threads: i
         block=aligned(block, np.float32),
         other_block=aligned(block, np.float32),
         scores=aligned((threads, capacity), np.float32),
-        sums=aligned((threads, 16), np.int32),
-        portions=np.zeros(config.n_layers * APART, np.int64),
+        sums=aligned((threads, SUMS), np.int32),
+        counters=np.zeros(3 * threads * APART, np.int64),
     )

@@ -140,3 +140,39 @@ def barrier(numbers: AnyArray, place: int, threads: int, met: int) -> int:
             wait_a_little(spins)
             spins += 1
     return met + 1
+
+
+@compiled
+def take_portion(counters: AnyArray, met: int, thread: int, threads: int, portions: int) -> int:
+    """The next portion of a stage for this thread; -1 when all are taken.
+
+    Each thread has a share of portions that follow each other, so that it reads memory in order;
+    who has finished its own takes what is left of the others'. So nobody waits for a thread that
+    the operating system has stopped, or to which memory is slower.
+
+    Args:
+        counters: for each of three stages in turn and each thread, APART, how many portions of its
+            share are taken.
+        met: how often the threads have met, which tells the stages apart.
+    """
+    for other in range(threads):
+        owner = (thread + other) % threads
+        first, last = portions * owner // threads, portions * (owner + 1) // threads
+        place = _counter(met, owner, threads)
+        # A look is cheaper than taking the line from its owner.
+        if other == 0 or first + counters[place] < last:
+            portion: int = first + atomic_add(counters, place, 1)
+            if portion < last:
+                return portion
+    return -1
+
+
+@compiled
+def forget_portions(counters: AnyArray, met: int, thread: int, threads: int) -> None:
+    """Clear this thread's counter of the stage before, which all have left."""
+    counters[_counter(met + 2, thread, threads)] = 0
+
+
+@compiled
+def _counter(met: int, thread: int, threads: int) -> int:
+    return (met % 3 * threads + thread) * APART

@@ -49,7 +49,7 @@ class Crew:
             raise InferenceError("the engine is closed, or belongs to the process that forked this")
         if threads > 1 and not self._others:
             self._start()
-        counters = self._bound[3].portions
+        counters = self._bound[3].counters
         found = announce(threads, rows, wanted, self._numbers, counters, self._parked)
         for thread in self._parked[:found]:
             self._wakes[thread].release()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from firsthand.llm.inference.cpu.atomics import APART, ZERO, atomic_add, barrier
+from firsthand.llm.inference.cpu.atomics import ZERO, barrier, forget_portions, take_portion
 from firsthand.llm.inference.cpu.attention import attend, store, turn
 from firsthand.llm.inference.cpu.calls import (
     MOST_THREADS,
@@ -32,8 +32,10 @@ from firsthand.llm.kernels.int8_matmul.panels import PANEL, panel_products, quan
 
 AnyArray = NDArray[Any]
 
-# Rows of one text whose attention is one portion of work; whoever is free takes the next.
+# Rows whose attention in one head is one portion of work.
 PORTION = 4
+# Weight rows of a portion when there is one row of activations: about a microsecond's reading.
+ROW_PANEL = 16
 
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
@@ -82,8 +84,8 @@ class Work(NamedTuple):
         normed: float32 (threads, d_model), scratch.
         block, other_block: float32 (threads, rows, widest panel), scratch.
         scores: float32 (threads, capacity), scratch.
-        sums: int32 (threads, 16), scratch.
-        portions: int64 (layers · APART,), the portions of attention taken; 0 before a call.
+        sums: int32 (threads, SUMS), scratch.
+        counters: int64, see `take_portion`; 0 before a call.
     """
 
     tokens: AnyArray
@@ -104,7 +106,7 @@ class Work(NamedTuple):
     other_block: AnyArray
     scores: AnyArray
     sums: AnyArray
-    portions: AnyArray
+    counters: AnyArray
 
 
 @compiled
@@ -129,46 +131,53 @@ def take_part(
         source = 0 if many else len(work.tokens) + thread
         _embed(thread, threads, rows, weights, work)
         if many:
-            met = barrier(numbers, place, threads, met)
+            met = _meet(thread, threads, numbers, place, met, work)
         for layer in range(shape.layers):
             _normed(thread, threads, rows, weights.attention_norms[layer], shape, work)
             if many:
-                met = barrier(numbers, place, threads, met)
-            _heads(thread, threads, source, rows, layer, shape, weights, cache, work)
-            met = barrier(numbers, place, threads, met)
-            _attention(thread, threads, rows, layer, shape, cache, work)
-            met = barrier(numbers, place, threads, met)
+                met = _meet(thread, threads, numbers, place, met, work)
+            _heads(thread, threads, met, source, rows, layer, shape, weights, cache, work)
+            met = _meet(thread, threads, numbers, place, met, work)
+            _attention(thread, threads, met, rows, layer, shape, cache, work)
+            met = _meet(thread, threads, numbers, place, met, work)
             levels = shape.mix_levels
             _quantized(thread, threads, rows, work.mixed, work.mix_integers, levels, work)
             if many:
-                met = barrier(numbers, place, threads, met)
+                met = _meet(thread, threads, numbers, place, met, work)
             w, steps = weights.mix[layer], weights.mix_scales[layer]
-            _added(thread, threads, source, rows, work.mix_integers, w, steps, work)
-            met = barrier(numbers, place, threads, met)
+            _added(thread, threads, met, source, rows, work.mix_integers, w, steps, work)
+            met = _meet(thread, threads, numbers, place, met, work)
             _normed(thread, threads, rows, weights.feed_forward_norms[layer], shape, work)
             if many:
-                met = barrier(numbers, place, threads, met)
-            _gated(thread, threads, source, rows, layer, weights, work)
-            met = barrier(numbers, place, threads, met)
+                met = _meet(thread, threads, numbers, place, met, work)
+            _gated(thread, threads, met, source, rows, layer, weights, work)
+            met = _meet(thread, threads, numbers, place, met, work)
             levels = shape.hidden_levels
             _quantized(thread, threads, rows, work.hidden, work.hidden_integers, levels, work)
             if many:
-                met = barrier(numbers, place, threads, met)
+                met = _meet(thread, threads, numbers, place, met, work)
             w, steps = weights.down[layer], weights.down_scales[layer]
-            _added(thread, threads, source, rows, work.hidden_integers, w, steps, work)
-            met = barrier(numbers, place, threads, met)
+            _added(thread, threads, met, source, rows, work.hidden_integers, w, steps, work)
+            met = _meet(thread, threads, numbers, place, met, work)
         if wanted:
             if thread == 0:
                 _gathered(wanted, work)
-            met = barrier(numbers, place, threads, met)
+            met = _meet(thread, threads, numbers, place, met, work)
             source = 0 if wanted > 1 else len(work.tokens) + thread
             _normed(thread, threads, wanted, weights.final_norm, shape, work)
             if wanted > 1:
-                met = barrier(numbers, place, threads, met)
-            _logits(thread, threads, source, wanted, weights, work)
+                met = _meet(thread, threads, numbers, place, met, work)
+            _logits(thread, threads, met, source, wanted, weights, work)
         barrier(numbers, place, threads, met)
         if thread == 0:
             return
+
+
+@compiled
+def _meet(thread: int, threads: int, numbers: AnyArray, place: int, met: int, work: Work) -> int:
+    """The end of a stage; returns how often the threads have met."""
+    forget_portions(work.counters, met, thread, threads)
+    return barrier(numbers, place, threads, met)
 
 
 @compiled
@@ -241,6 +250,7 @@ def _quantized(
 def _heads(
     thread: int,
     threads: int,
+    met: int,
     source: int,
     rows: int,
     layer: int,
@@ -253,7 +263,10 @@ def _heads(
     total = shape.heads + 2 * shape.kv_heads
     block = work.block[thread]
     width = shape.width
-    for head in range(total * thread // threads, total * (thread + 1) // threads):
+    while True:
+        head = take_portion(work.counters, met, thread, threads, total)
+        if head < 0:
+            return
         panel_products(
             work.model_integers, work.scales, source, rows, weights.qkv[layer],
             weights.qkv_scales[layer], head * width, head * width + width,
@@ -281,22 +294,22 @@ def _heads(
 
 @compiled
 def _attention(
-    thread: int, threads: int, rows: int, layer: int, shape: Shape, cache: Cache, work: Work
+    thread: int,
+    threads: int,
+    met: int,
+    rows: int,
+    layer: int,
+    shape: Shape,
+    cache: Cache,
+    work: Work,
 ) -> None:
-    """A portion is a few rows of one head; who is free takes the next.
-
-    Of a single row, the heads are dealt out beforehand.
-    """
+    """A portion is a few rows of one head."""
     groups = (rows + PORTION - 1) // PORTION
-    portion, last = -1, groups * shape.heads
-    if rows == 1:
-        portion, last = last * thread // threads - 1, last * (thread + 1) // threads
     while True:
-        portion = portion + 1 if rows == 1 else atomic_add(work.portions, layer * APART, 1)
-        if portion >= last:
+        portion = take_portion(work.counters, met, thread, threads, groups * shape.heads)
+        if portion < 0:
             return
-        # The last rows of a prompt see most and are begun first.
-        head, group = portion // groups, groups - 1 - portion % groups
+        head, group = portion // groups, portion % groups
         for row in range(group * PORTION, min(rows, (group + 1) * PORTION)):
             _attend(thread, head, row, layer, shape, cache, work)
 
@@ -320,6 +333,7 @@ def _attend(
 def _added(
     thread: int,
     threads: int,
+    met: int,
     source: int,
     rows: int,
     integers: AnyArray,
@@ -328,10 +342,13 @@ def _added(
     work: Work,
 ) -> None:
     """A product added to the stream; each thread has columns of its own."""
-    first, last = _share(thread, threads, w.shape[0])
+    last, size = w.shape[0], ROW_PANEL if rows == 1 else PANEL
     block = work.block[thread]
-    for start in range(first, last, PANEL):
-        end = min(last, start + PANEL)
+    while True:
+        panel = take_portion(work.counters, met, thread, threads, (last + size - 1) // size)
+        if panel < 0:
+            return
+        start, end = panel * size, min(last, panel * size + size)
         panel_products(
             integers, work.scales, source, rows, w, w_scales, start, end,
             work.sums[thread], block, ZERO,
@@ -343,13 +360,23 @@ def _added(
 
 @compiled
 def _gated(
-    thread: int, threads: int, source: int, rows: int, layer: int, weights: Weights, work: Work
+    thread: int,
+    threads: int,
+    met: int,
+    source: int,
+    rows: int,
+    layer: int,
+    weights: Weights,
+    work: Work,
 ) -> None:
     """silu(gate) · up into `hidden`."""
-    first, last = _share(thread, threads, weights.gate.shape[1])
+    last, size = weights.gate.shape[1], ROW_PANEL if rows == 1 else PANEL
     gates, ups = work.block[thread], work.other_block[thread]
-    for start in range(first, last, PANEL):
-        end = min(last, start + PANEL)
+    while True:
+        panel = take_portion(work.counters, met, thread, threads, (last + size - 1) // size)
+        if panel < 0:
+            return
+        start, end = panel * size, min(last, panel * size + size)
         panel_products(
             work.model_integers, work.scales, source, rows, weights.gate[layer],
             weights.gate_scales[layer], start, end, work.sums[thread], gates, ZERO,
@@ -366,20 +393,15 @@ def _gated(
 
 @compiled
 def _logits(
-    thread: int, threads: int, source: int, rows: int, weights: Weights, work: Work
+    thread: int, threads: int, met: int, source: int, rows: int, weights: Weights, work: Work
 ) -> None:
-    first, last = _share(thread, threads, weights.output.shape[0])
-    for start in range(first, last, PANEL):
-        end = min(last, start + PANEL)
+    last, size = weights.output.shape[0], ROW_PANEL if rows == 1 else PANEL
+    while True:
+        panel = take_portion(work.counters, met, thread, threads, (last + size - 1) // size)
+        if panel < 0:
+            return
+        start, end = panel * size, min(last, panel * size + size)
         panel_products(
             work.model_integers, work.scales, source, rows, weights.output,
             weights.output_scales, start, end, work.sums[thread], work.logits, start,
         )  # fmt: skip
-
-
-@compiled
-def _share(thread: int, threads: int, rows: int) -> tuple[int, int]:
-    """A thread's rows of a matrix, in whole eights so that no tile is cut."""
-    eights = (rows + 7) // 8
-    first = min(rows, eights * thread // threads * 8)
-    return first, min(rows, eights * (thread + 1) // threads * 8)
