@@ -22,14 +22,25 @@ PANEL = 32
 _UNROLLED = 4
 ROW_MULTIPLE = STEP * _UNROLLED
 # Integers that a caller's scratch for sums must hold.
-SUMS = 8
+SUMS = 16
 
 _ZERO = np.float32(0.0)
 _LEAST_PEAK = np.float32(1e-30)
 # One row of activations comes with weights straight from memory, which are asked for ahead.
 _row_dot = dot_tile(1, 1, _UNROLLED, ahead=2048)
+# Several rows of activations share the weights of a tile. Ten sums, two weights, an activation and
+# a product leave two of the sixteen registers; with twelve sums LLVM keeps some in memory.
+_MOST_ROWS = 5
+_tile_5x2 = dot_tile(5, 2)
 _tile_4x2 = dot_tile(4, 2)
-_tile_1x8 = dot_tile(1, 8)
+_tile_3x2 = dot_tile(3, 2)
+_tile_2x2 = dot_tile(2, 2)
+# The first rows to pass a panel find it in memory, and ask for what comes next.
+_AHEAD = 8192
+_first_5x2 = dot_tile(5, 2, ahead=_AHEAD)
+_first_4x2 = dot_tile(4, 2, ahead=_AHEAD)
+_first_3x2 = dot_tile(3, 2, ahead=_AHEAD)
+_first_2x2 = dot_tile(2, 2, ahead=_AHEAD)
 _tile_1x1 = dot_tile(1, 1)
 
 
@@ -76,6 +87,18 @@ def quantize_row(x: AnyArray, levels: np.float32, integers: AnyArray) -> np.floa
 
 
 @compiled
+def _first_tile(size: int, x: AnyArray, m: int, w: AnyArray, n: int, sums: AnyArray) -> None:
+    if size == 5:
+        _first_5x2(x, m, w, n, sums)
+    elif size == 4:
+        _first_4x2(x, m, w, n, sums)
+    elif size == 3:
+        _first_3x2(x, m, w, n, sums)
+    else:
+        _first_2x2(x, m, w, n, sums)
+
+
+@compiled
 def panel_products(
     x: AnyArray,
     x_scales: AnyArray,
@@ -106,25 +129,28 @@ def panel_products(
             out[0, n + shift] = scaled(sums[0], w_scales[n], x_scales[row])
         return
     pairs = first + (last - first) // 2 * 2
-    fours = rows // 4 * 4
-    for m in range(row, row + fours, 4):
+    # As even as can be: 8 rows are twice 4, and not 5 and 3.
+    tiles = (rows + _MOST_ROWS - 1) // _MOST_ROWS
+    for tile in range(tiles):
+        start, end = rows * tile // tiles, rows * (tile + 1) // tiles
+        size, m = end - start, row + start
         for n in range(first, pairs, 2):
-            _tile_4x2(x, m, w, n, sums)
-            for i in range(4):
+            if tile == 0:
+                _first_tile(size, x, m, w, n, sums)
+            elif size == 5:
+                _tile_5x2(x, m, w, n, sums)
+            elif size == 4:
+                _tile_4x2(x, m, w, n, sums)
+            elif size == 3:
+                _tile_3x2(x, m, w, n, sums)
+            else:
+                _tile_2x2(x, m, w, n, sums)
+            for i in range(size):
                 for j in range(2):
-                    out[m - row + i, n + j + shift] = scaled(
+                    out[start + i, n + j + shift] = scaled(
                         sums[2 * i + j], w_scales[n + j], x_scales[m + i]
                     )
-    eights = first + (last - first) // 8 * 8
-    for m in range(row + fours, row + rows):
-        for n in range(first, eights, 8):
-            _tile_1x8(x, m, w, n, sums)
-            for j in range(8):
-                out[m - row, n + j + shift] = scaled(sums[j], w_scales[n + j], x_scales[m])
-        for n in range(eights, last):
-            _tile_1x1(x, m, w, n, sums)
-            out[m - row, n + shift] = scaled(sums[0], w_scales[n], x_scales[m])
-    for n in range(pairs, last):
-        for m in range(row, row + fours):
-            _tile_1x1(x, m, w, n, sums)
-            out[m - row, n + shift] = scaled(sums[0], w_scales[n], x_scales[m])
+        for n in range(pairs, last):
+            for i in range(size):
+                _tile_1x1(x, m + i, w, n, sums)
+                out[start + i, n + shift] = scaled(sums[0], w_scales[n], x_scales[m + i])

@@ -51,7 +51,8 @@ def dot_tile(rows: int, columns: int, unrolled: int = 1, ahead: int = 0) -> Call
         ahead: bytes of w to ask of memory in advance, for a w that comes from there; 0 is none.
 
     The function takes x as int16 (m, k), w as int8 (n, k) and sums as int32, all C-contiguous; k
-    is a multiple of STEP · unrolled and above 0.
+    is a multiple of STEP · unrolled and above 0. Of several sums it writes a multiple of eight,
+    zeros behind the last.
     """
 
     @emitted
@@ -59,27 +60,46 @@ def dot_tile(rows: int, columns: int, unrolled: int = 1, ahead: int = 0) -> Call
         signature = types.void(x, types.int64, w, types.int64, sums)
 
         def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            arrays = [
+            left, right, out = (
                 target.make_array(signature.args[place])(target, builder, arguments[place])
                 for place in (0, 2, 4)
+            )
+            width = builder.extract_value(right.shape, 1)
+            places = [builder.mul(arguments[place], width) for place in (1, 3)]
+            function = _tile_function(builder.module, rows, columns, unrolled, ahead)
+            data = [
+                builder.bitcast(array.data, taken.type)
+                for array, taken in zip((left, right, out), function.args[:3], strict=True)
             ]
-            width = builder.extract_value(arrays[1].shape, 1)
-
-            def pointers(data: Any, kind: Any, first: Any, count: int) -> list[Any]:
-                data = builder.bitcast(data, kind.as_pointer())
-                places = [builder.mul(builder.add(first, _LONG(i)), width) for i in range(count)]
-                return [builder.gep(data, [place]) for place in places]
-
-            left = pointers(arrays[0].data, _SHORT, arguments[1], rows)
-            right = pointers(arrays[1].data, _BYTE, arguments[3], columns)
-            totals = _loop(builder, left, right, width, unrolled, ahead)
-            out = builder.bitcast(arrays[2].data, _INT.as_pointer())
-            _store_sums(builder, totals, out)
+            starts = [builder.gep(data[i], [places[i]]) for i in range(2)]
+            builder.call(function, [*starts, data[2], width])
             return target.get_dummy_value()
 
         return signature, generate
 
     return tile
+
+
+def _tile_function(module: Any, rows: int, columns: int, unrolled: int, ahead: int) -> Any:
+    """`void (int16 *x, int8 *w, int32 *sums, int64 width)` in this module.
+
+    A function that is not inlined: beside other code in one function, LLVM keeps some of the sums
+    in memory, and the loop takes twice as long.
+    """
+    name = f"firsthand_dot_tile_{rows}x{columns}_{unrolled}_{ahead}"
+    if name in module.globals:
+        return module.globals[name]
+    kinds = [kind.as_pointer() for kind in (_SHORT, _BYTE, _INT)]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*kinds, _LONG]), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    builder = ir.IRBuilder(function.append_basic_block())
+    x, w, out, width = function.args
+    left = [builder.gep(x, [builder.mul(width, _LONG(i))]) for i in range(rows)]
+    right = [builder.gep(w, [builder.mul(width, _LONG(j))]) for j in range(columns)]
+    _store_sums(builder, _loop(builder, left, right, width, unrolled, ahead), out)
+    builder.ret_void()
+    return function
 
 
 def _loop(
@@ -124,10 +144,15 @@ def _loop(
 
 
 def _store_sums(builder: Any, totals: list[Any], out: Any) -> None:
-    """The sum of each vector, eight vectors at a time by adding halves of pairs, or one by one."""
-    eights = len(totals) // 8 * 8
-    for first in range(0, eights, 8):
+    """The sum of each vector, eight vectors at a time by adding halves of pairs; one by itself."""
+    if len(totals) == 1:
+        add = _function(builder, "llvm.vector.reduce.add.v8i32", _INT, [_SUMS])
+        builder.store(builder.call(add, totals), out)
+        return
+    nothing = ir.Constant(_SUMS, [0] * (STEP // 2))
+    for first in range(0, len(totals), 8):
         level = totals[first : first + 8]
+        level += [nothing] * (8 - len(level))
         for even, odd in _HALVES:
             level = [
                 builder.add(
@@ -138,9 +163,6 @@ def _store_sums(builder: Any, totals: list[Any], out: Any) -> None:
             ]
         place = builder.bitcast(builder.gep(out, [_LONG(first)]), _SUMS.as_pointer())
         builder.store(level[0], place).align = 4
-    add = _function(builder, "llvm.vector.reduce.add.v8i32", _INT, [_SUMS])
-    for place, total in enumerate(totals[eights:], eights):
-        builder.store(builder.call(add, [total]), builder.gep(out, [_LONG(place)]))
 
 
 def _load(builder: Any, row: Any, place: Any, kind: Any) -> Any:
