@@ -22,26 +22,19 @@ PANEL = 32
 _UNROLLED = 4
 ROW_MULTIPLE = STEP * _UNROLLED
 # Integers that a caller's scratch for sums must hold.
-SUMS = 16
+SUMS = 8
 
 _ZERO = np.float32(0.0)
 _LEAST_PEAK = np.float32(1e-30)
-# One row of activations comes with weights straight from memory, which are asked for ahead.
-_row_dot = dot_tile(1, 1, _UNROLLED, ahead=2048)
-# Several rows of activations share the weights of a tile. Ten sums, two weights, an activation and
-# a product leave two of the sixteen registers; with twelve sums LLVM keeps some in memory.
-_MOST_ROWS = 5
-_tile_5x2 = dot_tile(5, 2)
-_tile_4x2 = dot_tile(4, 2)
-_tile_3x2 = dot_tile(3, 2)
-_tile_2x2 = dot_tile(2, 2)
+# Most rows of activations that share a weight's way through the registers: eight sums, the weight
+# and a product leave some of the sixteen free; the activations come from the innermost cache.
+_MOST_ROWS = 8
 # The first rows to pass a panel find it in memory, and ask for what comes next.
-_AHEAD = 8192
-_first_5x2 = dot_tile(5, 2, ahead=_AHEAD)
-_first_4x2 = dot_tile(4, 2, ahead=_AHEAD)
-_first_3x2 = dot_tile(3, 2, ahead=_AHEAD)
-_first_2x2 = dot_tile(2, 2, ahead=_AHEAD)
-_tile_1x1 = dot_tile(1, 1)
+_AHEAD = 2048
+_FIRST = [dot_tile(1, 1, _UNROLLED, _AHEAD), *(dot_tile(m, 1, 1, _AHEAD) for m in range(2, 9))]
+_first_1, _first_2, _first_3, _first_4, _first_5, _first_6, _first_7, _first_8 = _FIRST
+_LATER = [dot_tile(m, 1) for m in range(1, 9)]
+_later_1, _later_2, _later_3, _later_4, _later_5, _later_6, _later_7, _later_8 = _LATER
 
 
 def padded(width: int) -> int:
@@ -87,15 +80,43 @@ def quantize_row(x: AnyArray, levels: np.float32, integers: AnyArray) -> np.floa
 
 
 @compiled
-def _first_tile(size: int, x: AnyArray, m: int, w: AnyArray, n: int, sums: AnyArray) -> None:
-    if size == 5:
-        _first_5x2(x, m, w, n, sums)
+def _first(size: int, x: AnyArray, m: int, w: AnyArray, n: int, sums: AnyArray) -> None:
+    if size == 8:
+        _first_8(x, m, w, n, sums)
+    elif size == 7:
+        _first_7(x, m, w, n, sums)
+    elif size == 6:
+        _first_6(x, m, w, n, sums)
+    elif size == 5:
+        _first_5(x, m, w, n, sums)
     elif size == 4:
-        _first_4x2(x, m, w, n, sums)
+        _first_4(x, m, w, n, sums)
     elif size == 3:
-        _first_3x2(x, m, w, n, sums)
+        _first_3(x, m, w, n, sums)
+    elif size == 2:
+        _first_2(x, m, w, n, sums)
     else:
-        _first_2x2(x, m, w, n, sums)
+        _first_1(x, m, w, n, sums)
+
+
+@compiled
+def _later(size: int, x: AnyArray, m: int, w: AnyArray, n: int, sums: AnyArray) -> None:
+    if size == 8:
+        _later_8(x, m, w, n, sums)
+    elif size == 7:
+        _later_7(x, m, w, n, sums)
+    elif size == 6:
+        _later_6(x, m, w, n, sums)
+    elif size == 5:
+        _later_5(x, m, w, n, sums)
+    elif size == 4:
+        _later_4(x, m, w, n, sums)
+    elif size == 3:
+        _later_3(x, m, w, n, sums)
+    elif size == 2:
+        _later_2(x, m, w, n, sums)
+    else:
+        _later_1(x, m, w, n, sums)
 
 
 @compiled
@@ -123,34 +144,15 @@ def panel_products(
         out: float32 (at least rows, at least column + last - first).
     """
     shift = column - first
-    if rows == 1:
-        for n in range(first, last):
-            _row_dot(x, row, w, n, sums)
-            out[0, n + shift] = scaled(sums[0], w_scales[n], x_scales[row])
-        return
-    pairs = first + (last - first) // 2 * 2
-    # As even as can be: 8 rows are twice 4, and not 5 and 3.
+    # As even as can be: 10 rows are twice 5, and not 8 and 2.
     tiles = (rows + _MOST_ROWS - 1) // _MOST_ROWS
     for tile in range(tiles):
         start, end = rows * tile // tiles, rows * (tile + 1) // tiles
         size, m = end - start, row + start
-        for n in range(first, pairs, 2):
+        for n in range(first, last):
             if tile == 0:
-                _first_tile(size, x, m, w, n, sums)
-            elif size == 5:
-                _tile_5x2(x, m, w, n, sums)
-            elif size == 4:
-                _tile_4x2(x, m, w, n, sums)
-            elif size == 3:
-                _tile_3x2(x, m, w, n, sums)
+                _first(size, x, m, w, n, sums)
             else:
-                _tile_2x2(x, m, w, n, sums)
+                _later(size, x, m, w, n, sums)
             for i in range(size):
-                for j in range(2):
-                    out[start + i, n + j + shift] = scaled(
-                        sums[2 * i + j], w_scales[n + j], x_scales[m + i]
-                    )
-        for n in range(pairs, last):
-            for i in range(size):
-                _tile_1x1(x, m + i, w, n, sums)
-                out[start + i, n + shift] = scaled(sums[0], w_scales[n], x_scales[m + i])
+                out[start + i, n + shift] = scaled(sums[i], w_scales[n], x_scales[m + i])
