@@ -8,11 +8,13 @@ from typing import Annotated, Optional
 import typer
 
 from firsthand.app.cli.stack import one_sentence, progress_bar
+from firsthand.app.cli.traffic import kernels_traffic
 from firsthand.course.errors import FirsthandError
 
 kernels_app = typer.Typer(
     no_args_is_help=True, help="The hot operations as ladders of rungs, from plain to fast."
 )
+kernels_app.command("traffic")(kernels_traffic)
 
 
 @kernels_app.command("bench")
@@ -49,7 +51,7 @@ def kernels_bench(
                 hint = f"the nearest is {close}" if close else f"there are {', '.join(LADDERS)}"
                 raise FirsthandError(f"There is no ladder {name}; {hint}.")
         chosen = [LADDERS[name] for name in names or LADDERS]
-        sizes = _sizes(size or [])
+        sizes = sizes_of(size or [])
         for name in sizes:
             if name not in chosen[0].shape:
                 known = ", ".join(chosen[0].shape)
@@ -72,7 +74,8 @@ def kernels_bench(
     _print(ceilings, measured, sizes)
 
 
-def _sizes(texts: list[str]) -> dict[str, int]:
+def sizes_of(texts: list[str]) -> dict[str, int]:
+    """Sizes of a ladder from "name=number"."""
     sizes = {}
     for text in texts:
         name, equals, number = text.partition("=")

@@ -99,6 +99,14 @@ def _tile(text: str, operation: str) -> Tile:
     return Tile(*(sizes if cuboid else sizes * 3))
 
 
+def _size(size: int) -> str:
+    """Bytes as a person would write them."""
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size >= 2**power:
+            return f"{size / 2**power:g} {unit}"
+    return f"{size} bytes"
+
+
 def _record(
     operation: str, shape: dict[str, int], level: CacheLevel, rows: list[Row]
 ) -> dict[str, object]:
@@ -122,12 +130,14 @@ def _print(operation: str, shape: dict[str, int], level: CacheLevel, rows: list[
     ways = f"{level.ways} ways" if level.ways else "any place for a line"
     out.print(
         f"[bold]{operation}[/], forward: {sizes}\n"
-        f"{level.name}: {level.size / 2**20:g} MiB, lines of {level.line} bytes, {ways}. "
-        "Bytes read from the memory behind it and written to it.",
+        f"{level.name}: {_size(level.size)}, lines of {level.line} bytes, {ways}. "
+        "MB read from the memory behind it and written to it.",
         highlight=False,
     )
-    table = Table("rung", "tile", box=None, pad_edge=False)
-    for column in ("MB read", "MB written", "modelled", "simulated", "least", "FLOP/byte"):
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for column in ("rung", "tile"):
+        table.add_column(column, no_wrap=True)
+    for column in ("read", "write", "model", "simulated", "least", "FLOP/B"):
         table.add_column(column, justify="right")
     for row in rows:
         run = "" if row.simulated is None else f"{row.simulated.bytes_moved / 1e6:.2f}"
