@@ -110,6 +110,17 @@ def test_nan_and_another_shape_are_differences() -> None:
     assert "off by inf" in str(find_difference("draw", lambda p, u: u * math.nan))
 
 
+def test_a_called_part_that_passes_no_gradient_on() -> None:
+    def detached_loss(*given: Any) -> Tensor:
+        return REFERENCE.dpo_loss(*given).detach()
+
+    def half(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return REFERENCE.token_logprobs(hidden, weight.detach(), targets)
+
+    assert "off by" in str(find_difference("dpo_loss", detached_loss))
+    assert "off by" in str(find_difference("token_logprobs", half))
+
+
 def test_a_step_without_bias_correction() -> None:
     def uncorrected(*lists: Any, step: int, beta1: float, beta2: float, **named: Any) -> None:
         for p, g, m, v in zip(*lists, strict=True):

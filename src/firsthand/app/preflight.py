@@ -254,6 +254,50 @@ def _logits_and(*bounds: float) -> Callable[[], list[Call]]:
     return lambda: [([_logits(), bound], {}) for bound in bounds]
 
 
+def _logprob_calls() -> list[Call]:
+    targets = torch.tensor([3, -1, 0, 10, 10, -100])
+    return [([_normal(6, 5), _normal(11, 5, seed=1), targets], {})]
+
+
+def _lora_calls() -> list[Call]:
+    factors = [
+        _normal(*shape, seed=number) for number, shape in enumerate(((7, 5), (2, 5), (7, 2)))
+    ]
+    return [([_normal(*rows, 5, seed=9), *factors, 1.5], {}) for rows in ((3,), (2, 4))]
+
+
+def _pair_calls() -> list[Call]:
+    four = [3.0 * _normal(6, seed=seed) - 9.0 for seed in range(4)]
+    return [([*four, beta, smoothing], {}) for beta in (0.1, 0.7) for smoothing in (0.0, 0.2)]
+
+
+def _gae_calls() -> list[Call]:
+    ends = torch.tensor([[6], [3], [1]])
+    places = torch.arange(6)
+    masks = [places < ends, (places > 0) & (places <= ends.clamp(max=5))]
+    return [
+        ([_normal(3, 6), _normal(3, 6, seed=1), mask], {"gamma": gamma, "lam": lam})
+        for mask in masks
+        for gamma, lam in ((1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.8, 0.0))
+    ]
+
+
+def _clipped_calls() -> list[Call]:
+    old = _normal(3, 8) - 2.0
+    now = old + 0.4 * _normal(3, 8, seed=1)
+    return [
+        ([now, old, _normal(*shape, seed=2), 0.8, high], {})
+        for shape in ((3, 8), (3, 1))
+        for high in (1.2, 1.3)
+    ]
+
+
+def _relative_calls() -> list[Call]:
+    rewards = (_normal(4, 5) > 0.5).float()
+    rewards[0, 0] = 1 - rewards[0, 1]
+    return [([r, scaled, 1e-4], {}) for r in (rewards, _normal(2, 3)) for scaled in (True, False)]
+
+
 EXAMPLES: dict[str, Callable[[], Sequence[Call]]] = {
     "initial_deviation": lambda: [([16, 0], {}), ([64, 0], {}), ([48, 6], {})],
     "penalize_repetition": _penalizing_calls,
@@ -269,15 +313,24 @@ EXAMPLES: dict[str, Callable[[], Sequence[Call]]] = {
     "wsd_schedule": _wsd_calls,
     "clip_gradients": _clipping_calls,
     "average_weights": _averaging_calls,
+    "token_logprobs": _logprob_calls,
+    "lora_forward": _lora_calls,
+    "dpo_loss": _pair_calls,
+    "gae": _gae_calls,
+    "clipped_objective": _clipped_calls,
+    "relative_advantages": _relative_calls,
 }
+# What a run differentiates: for so many first arguments the gradients count like the results.
+DIFFERENTIATED = {"token_logprobs": 2, "lora_forward": 4, "dpo_loss": 2, "clipped_objective": 1}
 
 
 @torch.no_grad()
 def _difference_of_calls(name: str, part: Callable[..., Any]) -> str | None:
     reference = getattr(REFERENCE, name)
+    learnt = DIFFERENTIATED.get(name, 0)
     for (given, named), (same, _) in zip(EXAMPLES[name](), EXAMPLES[name](), strict=True):
-        found = [*_leaves(part(*given, **named)), *_leaves(given)]
-        expected = [*_leaves(reference(*same, **named)), *_leaves(same)]
+        found = [*_leaves(_called(part, given, named, learnt)), *_leaves(given)]
+        expected = [*_leaves(_called(reference, same, named, learnt)), *_leaves(same)]
         off = float("inf")
         if len(found) == len(expected):
             off = max(_apart(*pair) for pair in zip(found, expected, strict=True))
@@ -287,6 +340,23 @@ def _difference_of_calls(name: str, part: Callable[..., Any]) -> str | None:
                 f"the largest value (allowed: {TOLERANCE:g})"
             )
     return None
+
+
+def _called(
+    part: Callable[..., Any], given: Sequence[Any], named: dict[str, Any], learnt: int
+) -> Any:
+    """What the part returns; and the gradients of the first arguments, if it is learnt through."""
+    if not learnt:
+        return part(*given, **named)
+    with torch.enable_grad():
+        inputs = [tensor.detach().clone().requires_grad_() for tensor in given[:learnt]]
+        result = part(*inputs, *given[learnt:], **named)
+        weights = torch.linspace(0.5, 1.5, result.numel()).view_as(result)
+        gradients = [torch.zeros_like(tensor) for tensor in inputs]
+        if result.requires_grad:
+            total = (result * weights).sum()
+            gradients = list(torch.autograd.grad(total, inputs, materialize_grads=True))
+    return [result.detach(), *gradients]
 
 
 def _leaves(value: Any) -> list[Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from firsthand.llm.alignment import advantages, dpo, logprobs, lora, ppo
 from firsthand.llm.generation import filters, speculation
 from firsthand.llm.kernels.adamw import with_numba as fast_adamw
 from firsthand.llm.kernels.adamw import with_triton as gpu_adamw
@@ -96,6 +97,12 @@ REFERENCE = Parts(
     wsd_schedule=schedules.wsd_schedule,
     clip_gradients=clipping.clip_gradients,
     average_weights=averaging.average_weights,
+    token_logprobs=logprobs.whole_token_logprobs,
+    lora_forward=lora.lora_forward,
+    dpo_loss=dpo.dpo_loss,
+    gae=advantages.gae,
+    clipped_objective=ppo.clipped_objective,
+    relative_advantages=advantages.relative_advantages,
 )
 
 FAST = replace(
@@ -113,4 +120,5 @@ FAST = replace(
     relu_squared=fused_relu_squared,
     adamw=_by_device(fast_adamw.adamw, gpu_adamw.adamw),
     orthogonalize=newton_schulz.gram_orthogonalize,
+    token_logprobs=logprobs.token_logprobs,
 )

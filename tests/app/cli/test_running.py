@@ -71,7 +71,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        patch.setattr(sys, "argv", ["firsthand", "build", "-o", "run", *settings(TEXTS)])
+        words = ["build", "-o", "run", "--until", "train", *settings(TEXTS)]
+        patch.setattr(sys, "argv", ["firsthand", *words])
         patch.setenv("FIRSTHAND_TRACEBACK", "1")
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -99,7 +100,8 @@ def test_build_leaves_a_whole_run(place: Path) -> None:
 
 
 def test_its_parameters_figures_and_a_text_are_shown(firsthand, place: Path) -> None:  # type: ignore[no-untyped-def]
-    code, out, _ = firsthand("build", "-o", "shown", *settings(TEXTS), folder=place)
+    words = ("build", "-o", "shown", "--until", "train", *settings(TEXTS))
+    code, out, _ = firsthand(*words, folder=place)
     assert code == 0
     for words in (
         "parameters",

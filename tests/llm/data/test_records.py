@@ -31,6 +31,7 @@ ASKED, RIGHT, WRONG = (
         {"instruction": "2 + 2?", "input": "", "output": "4"},
         {"prompt": "2 + 2?", "completion": "4"},
         {"prompt": [USER], "completion": [ANSWER]},
+        {"question": "2 + 2?", "answer": "4"},
     ],
 )
 def test_the_forms_of_a_chat_are_one(fields: dict[str, object]) -> None:

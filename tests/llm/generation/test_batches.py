@@ -113,13 +113,13 @@ def test_logits_of_each_step_are_those_of_the_whole_text(name: str, make_model: 
 
 
 class Lasting:
-    """`KVCache` without `keep`, as a learner may write it."""
+    """`KVCache` without `keep` and `spread`, as a learner may write it."""
 
     def __init__(self, **sizes: Any) -> None:
         self._cache = KVCache(**sizes)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "keep":
+        if name in ("keep", "spread"):
             raise AttributeError(name)
         return getattr(self._cache, name)
 
@@ -157,11 +157,49 @@ def test_finished_rows_leave_the_work(make_model: Made) -> None:
             super().keep(rows)
 
     model = make_model(parts=replace(FAST, embed=embed, kv_cache=Counting))
-    prompts = [[1] * length for length in (39, 37, 36, 39, 38)]
+    prompts = [[row] * length for row, length in enumerate((39, 37, 36, 39, 38))]
     generate(model, prompts, Sampling(max_new_tokens=9))
     # The context of 40 gives them 1, 3, 4, 1 and 2 tokens: rows 4, 1, 2 go on, then 2, 1, then 2.
     assert sizes == [5, 3, 2, 1]
     assert moved == [1, 1, 0]
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "neighbours"])
+@pytest.mark.parametrize("kind", [KVCache, Lasting])
+def test_samples_of_a_prompt_read_it_once(name: str, kind: Any, make_model: Made) -> None:
+    """The rows of the first pass are the different prompts; the texts are those of each alone."""
+    sizes: list[int] = []
+
+    def embed(tokens: Tensor, weight: Tensor) -> Tensor:
+        sizes.append(len(tokens))
+        return FAST.embed(tokens, weight)
+
+    changes = VARIANTS.get(name, {"neighbours": 2})
+    model = make_model(parts=replace(FAST, embed=embed, kv_cache=kind), **changes)
+    sampling = Sampling(max_new_tokens=30, seed=3, logprobs=True)
+    prompts = [PROMPTS[n] for n in (1, 1, 0, 1, 3, 0)]
+    together = generate(model, prompts, sampling)
+    assert sizes[0] == (3 if kind is KVCache else 6)
+    for row, result in enumerate(together):
+        request = Request(prompt=prompts[row], sampling=sampling, stream=row)
+        (alone,) = generate(model, [request])
+        assert alone.ids == result.ids
+        assert alone.logprobs == pytest.approx(result.logprobs, abs=1e-9)
+
+
+def test_rows_that_a_cache_spreads() -> None:
+    cache = KVCache(layers=2, batch=3, kv_heads=1, capacity=4, width=1)
+    rows = torch.arange(3.0).view(3, 1, 1, 1).expand(-1, -1, 2, -1)
+    for layer in range(2):
+        cache.append(layer, rows + 10 * layer, -rows - 10 * layer)
+    cache.advance(2)
+    cache.spread([2, 0, 0, 1, 2])
+    new = torch.arange(5.0).view(5, 1, 1, 1)
+    for layer in range(2):
+        keys, values = cache.append(layer, new, new)
+        assert keys[:, 0, 1, 0].tolist() == [row + 10.0 * layer for row in (2, 0, 0, 1, 2)]
+        assert values[:, 0, 0, 0].tolist() == [-row - 10.0 * layer for row in (2, 0, 0, 1, 2)]
+        assert keys[:, 0, 2, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 @given(st.data())

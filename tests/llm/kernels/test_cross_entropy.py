@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from firsthand.llm.kernels.cross_entropy.by_token import token_logprobs
 from firsthand.llm.kernels.cross_entropy.with_torch import (
     IGNORED,
     chunked_cross_entropy,
@@ -71,7 +72,7 @@ def _recorded(loss: Callable[..., Tensor], **options: int) -> Ledger:
 LOGITS = 4 * TOKENS * VOCABULARY
 
 
-@pytest.mark.parametrize("loss", [chunked_cross_entropy, token_losses])
+@pytest.mark.parametrize("loss", [chunked_cross_entropy, token_losses, token_logprobs])
 def test_whole_logits_never_exist(loss: Callable[..., Tensor]) -> None:
     ledger = _recorded(loss, chunk=CHUNK)
     chunk_bytes = 4 * CHUNK * VOCABULARY

@@ -129,6 +129,7 @@ PAIRS: dict[str, list[Any]] = {
     "swiglu": [_x(4, 6)],
     "gelu": [_x(4, 6)],
     "relu_squared": [_x(4, 6)],
+    "token_logprobs": [_x(20, 4), _x(9, 4, seed=1), torch.arange(20) % 10 - 1],
 }
 
 

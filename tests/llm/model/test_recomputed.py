@@ -42,7 +42,15 @@ def test_the_hidden_features_are_not_kept() -> None:
     assert saved_bytes(lambda: plain(x, linear).sum()) > kept + 16 * 8 * 4
 
 
-def test_hooks_biases_and_frozen_weights_are_honoured() -> None:
+class Doubled(nn.Linear):
+    """More than its matrix."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        once = super().forward(x)
+        return torch.cat([once, once], dim=-1)
+
+
+def test_hooks_biases_subclasses_and_frozen_weights_are_honoured() -> None:
     seen: list[int] = []
     linear = nn.Linear(5, 6, bias=False)
     x = torch.randn(3, 10, requires_grad=True)
@@ -53,6 +61,7 @@ def test_hooks_biases_and_frozen_weights_are_honoured() -> None:
     assert seen == [1]
     biased = nn.Linear(5, 6)
     torch.testing.assert_close(activated_product(x, swiglu, biased), plain(x, biased))
+    assert activated_product(x, swiglu, Doubled(5, 6, bias=False)).shape == (3, 12)
     linear.weight.requires_grad_(False)
     activated_product(x, swiglu, linear).sum().backward()
     assert x.grad is not None

@@ -10,7 +10,16 @@ from typing import Annotated, Optional
 
 import typer
 
-from firsthand.app.cli import chatting, measuring, quantizing, running, serving, writing
+from firsthand.app.cli import (
+    aligning,
+    chatting,
+    finetuning,
+    measuring,
+    quantizing,
+    running,
+    serving,
+    writing,
+)
 from firsthand.app.cli.kernels import kernels_app
 from firsthand.app.cli.options import WorkspaceOption
 from firsthand.app.cli.stack import data_app, tokenizer_app
@@ -296,6 +305,8 @@ STACK = "Your language model"
 for command in (
     running.build,
     running.train,
+    finetuning.finetune,
+    aligning.align,
     measuring.evaluate,
     writing.generate,
     chatting.chat,

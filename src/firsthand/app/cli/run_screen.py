@@ -62,9 +62,8 @@ class RunScreen:
                 self._told = time.monotonic()
                 self._print(f"step {record['step']} of {self._steps}: {figures}")
         elif record["kind"] == "validation":
-            per_byte = record.get("bits_per_byte")
-            tail = f", {per_byte:.3f} bits per byte" if per_byte else ""
-            self._print(f"step {record['step']}: validation loss {record['loss']:.4f}{tail}")
+            figures = ", ".join(self._measures(record))
+            self._print(f"step {record['step']}: validation {figures}")
 
     def samples(self, step: int, records: list[Record]) -> None:
         """Texts that the model wrote."""
@@ -99,6 +98,15 @@ class RunScreen:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _measures(self, record: Record) -> list[str]:
+        shown = [("loss", "loss {:.4f}"), ("bits_per_byte", "{:.3f} bits per byte")]
+        shown += [("accuracy", "accuracy {:.1%}"), ("reward", "reward {:.3f}"), ("kl", "KL {:.3f}")]
+        return [
+            form.format(record[name])
+            for name, form in shown
+            if isinstance(record.get(name), int | float)
+        ]
 
     def _figures(self, record: Record) -> str:
         left = (self._steps - record["step"]) * record["seconds"] / record["step"]

@@ -37,6 +37,10 @@ MineOption = Annotated[
     bool, typer.Option("--mine", help="Use your own parts wherever they are mastered.")
 ]
 
+STAGES = ("train", "sft")
+# Other presets are models that take hours: what comes behind them is decided then.
+LAST_STAGE = {"nano": "sft"}
+
 
 def train(
     preset: PresetOption = "nano",
@@ -74,14 +78,32 @@ def build(
     out: OutOption = None,
     mine: MineOption = False,
     workspace: WorkspaceOption = None,
+    until: Annotated[
+        str, typer.Option(help="The last stage: train or sft. Default: sft for nano, else train.")
+    ] = "",
 ) -> None:
-    """From text to a model that writes, in one command: train, evaluate, write a sample."""
+    """From text to a model that answers, in one command: train, evaluate, write, fine-tune.
+
+    The fine-tuned model is a run of its own beside the other, e.g. runs/nano-sft.
+    """
     began = time.monotonic()
     with one_sentence():
-        run, stopped = _start(preset, settings, out, mine, workspace)
+        stages = _stages(preset, until)
+        folder = out or default_folder(preset, settings)
+        if "sft" in stages:
+            _require_free_for("sft", folder)
+        run, stopped = _start(preset, settings, folder, mine, workspace)
         if stopped:
             raise typer.Exit(130)
-        _conclude(run, time.monotonic() - began)
+        _conclude(run)
+        if "sft" in stages:
+            from firsthand.app.cli.finetuning import start_aligned
+
+            print("Fine-tuning on generated tasks.")
+            _, stopped = start_aligned("sft", run.folder, mine=mine, workspace=workspace)
+            if stopped:
+                raise typer.Exit(130)
+        print(f"{time.monotonic() - began:.0f} s in all.")
 
 
 def report(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
@@ -94,6 +116,29 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) ->
 
 
 # --------------------------------------------------------------------------- parts of these
+
+
+def default_folder(preset: str, settings: list[str] | None) -> Path:
+    """Where the run of a preset goes."""
+    from firsthand.llm.training.presets import run_config
+
+    return Path("runs", run_config(preset, settings or ()).name or Path(preset).stem)
+
+
+def _stages(preset: str, until: str) -> tuple[str, ...]:
+    last = until or LAST_STAGE.get(preset, STAGES[0])
+    if last not in STAGES:
+        raise FirsthandError(f"--until is one of {', '.join(STAGES)}; not {until!r}.")
+    return STAGES[: STAGES.index(last) + 1]
+
+
+def _require_free_for(method: str, base: Path) -> None:
+    """Said before the training and not after it."""
+    from firsthand.app.cli.finetuning import aligned_folder
+
+    folder = aligned_folder(base, method)
+    if folder.exists() and any(folder.iterdir()):
+        raise FirsthandError(f"{folder}: not empty; move it, or name another folder with --out.")
 
 
 def _start(
@@ -109,12 +154,12 @@ def _start(
 
     config = run_config(preset, settings or ())
     folder = out or Path("runs", config.name or Path(preset).stem)
-    parts, rows = _parts(mine, workspace)
+    parts, rows = parts_of(mine, workspace)
     if is_first_rank():
         _introduce(config, folder, rows)
     screen = RunScreen(config.training.steps)
     with screen.shown():
-        run = start_run(folder, config, parts, watcher=screen, record=_whose(rows, workspace))
+        run = start_run(folder, config, parts, watcher=screen, record=whose(rows, workspace))
     if is_first_rank():
         _say_end(run, screen.stop_asked())
     return run, screen.stop_asked()
@@ -126,12 +171,12 @@ def _resume(folder: Path, steps: int, mine: bool, workspace: Path | None) -> Non
     from firsthand.llm.training.runs import open_run
 
     run = open_run(folder)
-    record = run.record()
-    if mine and "whose" not in record:
-        raise FirsthandError(
-            f"{folder} was begun with the stack's parts; a run keeps the code it began with."
-        )
-    parts, _ = _parts("whose" in record, workspace, record)
+    if "alignment" in run.record():
+        from firsthand.app.cli.finetuning import resume_aligned
+
+        resume_aligned(folder, steps, mine, workspace)
+        return
+    parts = resumed_parts(run, mine, workspace)
     screen = RunScreen(steps or run.config.training.steps)
     with screen.shown():
         run = resume_run(folder, parts, watcher=screen, steps=steps)
@@ -139,7 +184,18 @@ def _resume(folder: Path, steps: int, mine: bool, workspace: Path | None) -> Non
         _say_end(run, screen.stop_asked())
 
 
-def _parts(
+def resumed_parts(run: Run, mine: bool, workspace: Path | None) -> Parts:
+    """The code that a run began with."""
+    record = run.record()
+    if mine and "whose" not in record:
+        raise FirsthandError(
+            f"{run.folder} was begun with the stack's parts; a run keeps the code it began with."
+        )
+    parts, _ = parts_of("whose" in record, workspace, record)
+    return parts
+
+
+def parts_of(
     mine: bool, workspace: Path | None, record: dict[str, Any] | None = None
 ) -> tuple[Parts, list[Row]]:
     """The stack's parts, or the learner's where they are mastered; `record` of the run resumed."""
@@ -163,7 +219,7 @@ def _parts(
     return parts, rows
 
 
-def _whose(rows: list[Row], workspace: Path | None) -> dict[str, Any]:
+def whose(rows: list[Row], workspace: Path | None) -> dict[str, Any]:
     """For the record of a run: whose code it is, and the learner's files as they are now."""
     if not rows:
         return {}
@@ -218,7 +274,7 @@ def _say_end(run: Run, stopped: bool) -> None:
         print(f"The report: {run.report}")
 
 
-def _conclude(run: Run, seconds: float) -> None:
+def _conclude(run: Run) -> None:
     """The figures and a text, the end of `build`."""
     from firsthand.llm.training.metrics import read_metrics
 
@@ -232,4 +288,4 @@ def _conclude(run: Run, seconds: float) -> None:
         print("It writes:\n")
         print((record["prompt"] + record["text"]).rstrip())
         print()
-    print(f"{seconds:.0f} s in all. More: firsthand generate {run.folder} 'def '")
+    print(f"More: firsthand generate {run.folder} 'def '")

@@ -138,15 +138,21 @@ def pack(
             waiting += fitted_rows()
             held = []
             while len(waiting) >= rows:
-                yield _batch(waiting[:rows], length, padding)
+                yield packed_batch(waiting[:rows], length, padding)
                 waiting = waiting[rows:]
     waiting += fitted_rows()
     while waiting:
-        yield _batch(waiting[:rows], length, padding)
+        yield packed_batch(waiting[:rows], length, padding)
         waiting = waiting[rows:]
 
 
-def _batch(rows: list[list[Example]], length: int, padding: int) -> PackedBatch:
+def packed_batch(rows: Sequence[Sequence[Example]], length: int, padding: int) -> PackedBatch:
+    """The batch of rows whose examples are chosen already.
+
+    Args:
+        rows: of examples that together take at most `length` positions.
+        length, padding: as `pack`.
+    """
     shape = (len(rows), length)
     inputs = np.full(shape, padding, np.int64)
     targets = np.full(shape, IGNORED, np.int64)

@@ -10,6 +10,7 @@ from firsthand.llm.data.jsonl import JsonLine, read_json_lines
 from firsthand.llm.data.problems import Cursor, OnProblem, Problem, SourceError
 
 ROLES = ("system", "user", "assistant", "tool")
+_QUESTION_AND_ANSWER = (("prompt", "completion"), ("question", "answer"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,8 @@ def parse_record(fields: dict[str, object], place: str) -> Record:
     """A record from the fields of one object, by the keys that it has.
 
     `chosen` or `rejected`: a preference, with `prompt` as text or messages, or without where both
-    begin alike. `messages`: a chat. `instruction`: Alpaca. `prompt` and `completion`: a chat.
+    begin alike. `messages`: a chat. `instruction`: Alpaca. `prompt` and `completion`, or `question`
+    and `answer`: a chat.
 
     Raises:
         ValueError: why it is none of these.
@@ -161,15 +163,17 @@ def parse_record(fields: dict[str, object], place: str) -> Record:
             return ChatRecord(_answer(fields["messages"], "messages"), place)
         if "instruction" in fields:
             return _alpaca(fields, place)
-        if "prompt" in fields and "completion" in fields:
-            prompt = _question(fields["prompt"], "prompt")
-            return ChatRecord((*prompt, *_answer(fields["completion"], "completion")), place)
+        for asked, given in _QUESTION_AND_ANSWER:
+            if asked in fields and given in fields:
+                prompt = _question(fields[asked], asked)
+                return ChatRecord((*prompt, *_answer(fields[given], given)), place)
     except _Wrong as wrong:
         raise ValueError(str(wrong)) from None
     keys = ", ".join(sorted(fields)) or "none"
     raise ValueError(
         "no form that is known: 'messages', 'prompt' with 'chosen' and 'rejected', "
-        f"'instruction' with 'output', or 'prompt' with 'completion'; the keys are {keys}"
+        "'instruction' with 'output', 'prompt' with 'completion', or 'question' with 'answer'; "
+        f"the keys are {keys}"
     )
 
 

@@ -22,12 +22,20 @@ class Shrinking(Protocol):
     def keep(self, rows: Sequence[int]) -> None: ...
 
 
+@runtime_checkable
+class Spreading(Protocol):
+    """A cache that can copy rows; with one that cannot, equal prompts are read once for each."""
+
+    def spread(self, rows: Sequence[int]) -> None: ...
+
+
 class Batch:
     """Texts that are decoded together; a finished one leaves the work.
 
     Every row ends at the newest slot of the cache, so that one step appends to all rows at once,
     and begins where its own start is. Only the visibility of keys and absolute positions differ
-    from row to row; `Transformer.hidden` takes care of both.
+    from row to row; `Transformer.hidden` takes care of both. Several samples of one prompt read it
+    once.
 
     Args:
         model: on any device, in its own precision.
@@ -68,9 +76,15 @@ class Batch:
         rows = [row for row in self._rows if row is not None]
         longest = max(len(row.prompt) for row in rows)
         capacity = longest + max(row.limit for row in rows)
-        self._cache = self._model.new_cache(len(rows), capacity)
-        self._starts = [longest - len(row.prompt) for row in rows]
-        padded = [(0,) * start + row.prompt for start, row in zip(self._starts, rows, strict=True)]
+        numbers: dict[tuple[int, ...], int] = {}
+        places = [numbers.setdefault(row.prompt, len(numbers)) for row in rows]
+        prompts = list(numbers)
+        self._cache = self._model.new_cache(len(prompts), capacity)
+        if len(prompts) < len(rows) and not isinstance(self._cache, Spreading):
+            prompts, places = [row.prompt for row in rows], list(range(len(rows)))
+            self._cache = self._model.new_cache(len(rows), capacity)
+        self._starts = [longest - len(prompt) for prompt in prompts]
+        padded = [(0,) * start + p for start, p in zip(self._starts, prompts, strict=True)]
         if any(row.sampling.repetition_penalty != 1 for row in rows):
             self._seen = torch.zeros(
                 len(rows), self._vocabulary, dtype=torch.bool, device=self._device
@@ -78,7 +92,14 @@ class Batch:
             for number, row in enumerate(rows):
                 self._seen[number, list(set(row.prompt))] = True
         self._place_starts()
-        return self._logits(torch.tensor(padded, device=self._device))
+        logits = self._logits(torch.tensor(padded, device=self._device))
+        if len(prompts) == len(rows):
+            return logits
+        if isinstance(self._cache, Spreading):
+            self._cache.spread(places)
+        self._starts = [self._starts[place] for place in places]
+        self._place_starts()
+        return logits[places]
 
     @torch.inference_mode()
     def _step(self) -> Tensor:

@@ -137,6 +137,17 @@ class KVCache:
             raise ValueError(f"cannot go back to {length} from {self.length} tokens")
         self.length = length
 
+    def spread(self, rows: Sequence[int]) -> None:
+        """Go on with copies of these rows, in this order; one may stand in many places."""
+        used = min(self.length, self.capacity)
+        shape = (self.keys.shape[0], len(rows), *self.keys.shape[2:])
+        for name in ("keys", "values"):
+            held: Tensor = getattr(self, name)
+            copies = held.new_zeros(shape)
+            copies[:, :, :, :used] = held[:, list(rows), :, :used]
+            setattr(self, name, copies)
+        self.tokens = self.tokens[list(rows)]
+
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, in this order; only rows that change place are copied.
 

@@ -82,6 +82,29 @@ class AdamW(Protocol):
     ) -> None: ...
 
 
+class PairLoss(Protocol):
+    """The loss of preference pairs; `alignment.dpo.dpo_loss` documents it."""
+
+    def __call__(
+        self,
+        chosen: Tensor,
+        rejected: Tensor,
+        reference_chosen: Tensor,
+        reference_rejected: Tensor,
+        beta: float,
+        label_smoothing: float,
+        /,
+    ) -> Tensor: ...
+
+
+class Estimate(Protocol):
+    """Advantages and returns of tokens; `alignment.advantages.gae` documents it."""
+
+    def __call__(
+        self, rewards: Tensor, values: Tensor, mask: Tensor, /, *, gamma: float, lam: float
+    ) -> tuple[Tensor, Tensor]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """Every part, named as the function or class that the learner writes.
@@ -127,6 +150,17 @@ class Parts:
         wsd_schedule: step, steps, warmup, decay, final, "linear" or "sqrt" -> as above.
         clip_gradients: gradients, largest norm (0 only measures) -> their norm before; in place.
         average_weights: averages, weights, decay, updates (from 1) -> None; averages in place.
+        token_logprobs: hidden (tokens, d_model), weight (vocab, d_model), targets (tokens,) -> ln p
+            of each target (tokens,), 0 where it is negative.
+        lora_forward: x (..., in), weight (out, in), A (rank, in), B (out, rank), scale -> (...,
+            out).
+        dpo_loss: ln p of chosen and rejected answers, then the reference's, (pairs,) each, beta,
+            label smoothing -> (pairs,).
+        gae: rewards, values and which are tokens of the answer, (batch, seq) each, by name gamma
+            and lam -> advantages and returns, (batch, seq) each, 0 outside of the answer.
+        clipped_objective: ln p of tokens, ln p when they were drawn, advantages, the least and the
+            greatest ratio -> losses, as the tokens.
+        relative_advantages: rewards (prompts, group), whether they are scaled, eps -> as rewards.
     """
 
     embed: Callable[[Tensor, Tensor], Tensor]
@@ -164,6 +198,12 @@ class Parts:
     wsd_schedule: Callable[[int, int, int, int, float, Literal["linear", "sqrt"]], float]
     clip_gradients: Callable[[Sequence[Tensor], float], Tensor]
     average_weights: Callable[[Sequence[Tensor], Sequence[Tensor], float, int], None]
+    token_logprobs: Callable[[Tensor, Tensor, Tensor], Tensor]
+    lora_forward: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+    dpo_loss: PairLoss
+    gae: Estimate
+    clipped_objective: Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
+    relative_advantages: Callable[[Tensor, bool, float], Tensor]
 
     def origins(self) -> dict[str, str]:
         """The module and name of each part's code: whose code runs where."""

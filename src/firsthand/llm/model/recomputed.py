@@ -24,11 +24,13 @@ def activated_product(
 ) -> Float[Tensor, "*rows out"]:
     """linear(activation(x)), keeping x alone where a gradient will be asked for.
 
-    Its result can be differentiated once. The module itself is called where someone has hooked
-    it, where there is a bias, and under autocast and torch.compile, which have ways of their own.
+    Its result can be differentiated once. The module itself is called where it is more than a
+    linear layer, where someone has hooked it, where there is a bias, and under autocast and
+    torch.compile, which have ways of their own.
     """
     simple = (
         torch.is_grad_enabled()
+        and type(linear) is nn.Linear
         and linear.bias is None
         and not (linear._forward_hooks or linear._forward_pre_hooks)
         and not torch.compiler.is_compiling()

@@ -105,6 +105,11 @@ class QuantizedCache(KVCache):
         super().rewind(length)
         self.scales.rewind(length)
 
+    def spread(self, rows: Sequence[int]) -> None:
+        """As `KVCache.spread`."""
+        super().spread(rows)
+        self.scales.spread(rows)
+
     def keep(self, rows: Sequence[int]) -> None:
         """As `KVCache.keep`."""
         super().keep(rows)

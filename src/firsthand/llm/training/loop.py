@@ -212,8 +212,9 @@ def _train_line(
         "bits_per_byte": nats / math.log(2) / size.text_bytes if size.text_bytes else None,
         "gradient_norm": norm,
         "learning_rate": rate * t.optimizer.settings.learning_rate,
-        **t.task.metrics(),
         "real_token_fraction": size.tokens / max(1, size.positions),
+        # A task whose loss is a mean over other things than tokens has its own fraction.
+        **t.task.metrics(),
         "tokens_per_second": clock.rate(),
         "memory_bytes": peak_bytes(t.world.device),
         "seconds": t.seconds,

@@ -23,6 +23,7 @@ from firsthand.llm.training.assembly import assemble
 from firsthand.llm.training.config import RunConfig
 from firsthand.llm.training.corpus import gzip_bits_per_byte, open_corpus, prepare_corpus
 from firsthand.llm.training.distributed import World, joined_world
+from firsthand.llm.training.errors import TrainingError
 from firsthand.llm.training.journal import Nobody, RunJournal, Watcher, open_journal
 from firsthand.llm.training.loop import Training, train
 from firsthand.llm.training.memory import explained_memory
@@ -82,10 +83,12 @@ def resume_run(
     Raises:
         TrainingError: no run, a damaged or foreign checkpoint, or as `start_run`.
     """
-    device = open_run(folder).config.training.device
-    with joined_world(device) as world:
+    run = open_run(folder)
+    if "alignment" in run.record():
+        raise TrainingError(f"{folder}: an alignment run; `alignment.runs` goes on with it")
+    with joined_world(run.config.training.device) as world:
         if steps and world.is_first:
-            lengthen_run(open_run(folder), steps)
+            lengthen_run(run, steps)
         world.wait()
         return _go_on(open_run(folder), parts, world, watcher or Nobody())
 
@@ -153,19 +156,31 @@ def _finish(run: Run, training: Training, corpus: Corpus, journal: RunJournal) -
     finished = training.step == training.settings.steps
     if finished and not training.spread.sharded and corpus.tokenizer is not None:
         with training.averaged():
-            _export(run, training.model, corpus.tokenizer, journal)
+            export_model(run, training.model, corpus.tokenizer, journal.watcher)
     write_report(run.folder)
 
 
-def _export(run: Run, model: Transformer, tokenizer: Tokenizer, journal: RunJournal) -> None:
-    """Whole or not at all: a kill leaves nothing that looks like a model."""
+def export_model(
+    run: Run,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    watcher: Watcher,
+    *,
+    end: int | None = None,
+) -> None:
+    """The run's model folder, whole or not at all: a kill leaves nothing that looks like a model.
+
+    Args:
+        end: the id at which a text ends; None is the end-of-text token.
+    """
     partial = run.folder / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    end = tokenizer.special_tokens.get(END_OF_TEXT)
+    begin = tokenizer.special_tokens.get(END_OF_TEXT)
+    ends = begin if end is None else end
     try:
-        save_llama(model, partial, {"bos_token_id": end, "eos_token_id": end})
+        save_llama(model, partial, {"bos_token_id": begin, "eos_token_id": ends})
     except ExchangeError as error:
-        journal.watcher.said(f"Not written for Hugging Face: {error}.")
+        watcher.said(f"Not written for Hugging Face: {error}.")
         return
     write_hugging_face(tokenizer, partial / "tokenizer.json")
     shutil.rmtree(run.model, ignore_errors=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from firsthand.llm.model.config import resized
 from firsthand.llm.model.hugging_face import CONFIG_FILE, load_hugging_face
@@ -47,7 +50,8 @@ def load_trained(
 ) -> Trained:
     """The model of a run's checkpoint, or of a folder with config.json and tokenizer.json.
 
-    Where the run averages its weights, the model has the average.
+    Where the run averages its weights, the model has the average. Of an alignment run it is the
+    language model alone: adapters are merged, a head is left out.
 
     Args:
         folder: of the run, or in the format of Hugging Face's Llama or GPT-2.
@@ -83,5 +87,33 @@ def load_trained(
     if is_sharded(checkpoint.path):
         read_sharded(checkpoint.path, {group: weights})
     else:
-        load_state(weights, checkpoint.tensors[group], f"{checkpoint.path}: its {group} is")
+        saved: Mapping[str, Tensor] = checkpoint.tensors[group]
+        if not saved.keys() <= weights.keys():
+            saved = plain_weights(saved, weights, run.record().get("alignment"))
+        load_state(weights, saved, f"{checkpoint.path}: its {group} is")
     return Trained(model.to(device).eval(), tokenizer, run, checkpoint.step, problems)
+
+
+@torch.no_grad()
+def plain_weights(
+    saved: Mapping[str, Tensor], names: Container[str], alignment: Mapping[str, Any] | None
+) -> dict[str, Tensor]:
+    """The weights of the plain model from those of an alignment run's.
+
+    W + α / rank · B A stands for each matrix with an adapter (Hu et al. 2021, section 4.1).
+
+    Args:
+        saved: with adapters or heads beside the model's own tensors.
+        names: of the plain model's tensors; others are left out.
+        alignment: what run.json says; None for any other run, whose tensors all stay.
+    """
+    if alignment is None:
+        return dict(saved)
+    plain = {name: tensor for name, tensor in saved.items() if name in names}
+    for name, a in saved.items():
+        matrix, _, what = name.rpartition(".")
+        if what == "lora_a":
+            scale = alignment["settings"]["lora"]["alpha"] / len(a)
+            b = saved[f"{matrix}.lora_b"]
+            plain[f"{matrix}.weight"] = plain[f"{matrix}.weight"] + scale * (b @ a)
+    return plain

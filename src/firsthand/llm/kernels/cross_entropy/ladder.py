@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from firsthand.llm.kernels import triton_support
-from firsthand.llm.kernels.cross_entropy import with_numba, with_numpy, with_torch, with_triton
+from firsthand.llm.kernels.cross_entropy import (
+    by_token,
+    with_numba,
+    with_numpy,
+    with_torch,
+    with_triton,
+)
 from firsthand.llm.kernels.ladder import AnyArray, Costs, Inputs, Ladder, Outputs, Rung, Shape
 
 
@@ -66,6 +72,10 @@ def _summed_token_losses(**inputs: object) -> object:
     return with_torch.token_losses(**inputs).sum()  # type: ignore[arg-type]
 
 
+def _summed_by_token(**inputs: object) -> object:
+    return -by_token.token_logprobs(**inputs).sum()  # type: ignore[arg-type]
+
+
 LADDER = Ladder(
     name="cross_entropy",
     inputs=inputs,
@@ -116,5 +126,7 @@ LADDER = Ladder(
             _summed_token_losses,
             _moved(4, 13, chunk=with_torch.CHUNK),
         ),
+        # Its last chunk is not computed twice, which these counts leave out.
+        Rung("numba-by-token", "torch", _summed_by_token, _moved(3, 8, chunk=512)),
     ),
 )

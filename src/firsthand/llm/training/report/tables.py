@@ -36,6 +36,7 @@ def headline(contents: Contents) -> list[tuple[str, str]]:
     train, validation = contents.of_kind("train"), contents.of_kind("validation")
     bits = _last(validation, "bits_per_byte")
     loss = _last(validation, "loss")
+    accuracy = _last(validation, "accuracy")
     gzip = finite(contents.about.get("gzip_bits_per_byte"))
     config = contents.model()
     speeds = _values(train, "tokens_per_second")
@@ -44,6 +45,7 @@ def headline(contents: Contents) -> list[tuple[str, str]]:
         ("validation bits per byte", UNKNOWN if bits is None else f"{bits:.3f}"),
         ("gzip -9 on the same text", UNKNOWN if gzip is None else f"{gzip:.3f}"),
         ("validation loss, nats per token", UNKNOWN if loss is None else f"{loss:.4f}"),
+        *([] if accuracy is None else [("accuracy on held-out questions", f"{accuracy:.1%}")]),
         ("steps", f"{done:,} of {asked:,}" if asked else f"{done:,}"),
         ("tokens", _whole(_last(train, "tokens"))),
         ("tokens per second, median", _whole(statistics.median(speeds) if speeds else None)),
