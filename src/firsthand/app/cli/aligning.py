@@ -36,7 +36,7 @@ def align(
     mine: MineOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Make the better answers likelier: dpo, reward learn from pairs; ppo, grpo from rewards.
+    """Make better answers likelier, from pairs or from rewards.
 
     Begin with a model that `firsthand finetune` has taught to answer. Ctrl-C saves a checkpoint
     first; --resume goes on. Settings of a method: --set dpo.beta=0.2, --set grpo.group=8 ...

@@ -45,7 +45,7 @@ def chat(
     threads: ThreadsOption = 0,
     step: StepOption = 0,
 ) -> None:
-    """Talk with a model; its words as they come, tokens/s after each answer.
+    """Talk with a model in the terminal; tokens/s after each answer.
 
     From a pipe each line is a turn. Ctrl-C stops an answer. /reset forgets the talk, /quit ends it.
     """

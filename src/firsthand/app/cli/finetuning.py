@@ -65,7 +65,7 @@ def finetune(
     mine: MineOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Teach a model to answer: conversations or generated tasks, loss on the answers alone.
+    """Teach a model to answer, from conversations or tasks.
 
     Shows the accuracy on held-out tasks before and after. Ctrl-C saves a checkpoint first;
     --resume goes on. Afterwards: firsthand chat RUN.

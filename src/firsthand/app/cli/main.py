@@ -212,7 +212,7 @@ def export(
     ] = 0,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Save your progress as one file, for another machine; or a model in another format.
+    """Save your progress as one file; or a model in another format.
 
     `firsthand export state.json` is progress. `firsthand export RUN --format gguf --type q8_0`
     is a model for llama.cpp, `--format huggingface` one for transformers.

@@ -75,7 +75,7 @@ def quantize(
     device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no table.")] = False,
 ) -> None:
-    """Round a model to 8 bits; show what each matrix lost, and bits per byte before and after.
+    """Round a model to 8 bits, and show what that costs.
 
     The folder it leaves is what the CPU engine runs, and `firsthand evaluate` reads it too.
     """

@@ -54,7 +54,7 @@ def train(
     mine: MineOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Train a model: text, tokenizer, shards, training, checkpoints and a report in one folder.
+    """Train a model: from text to a run's folder, with a report.
 
     Ctrl-C saves a checkpoint first. Killed at any moment, --resume goes on as if nothing had
     happened. Several processes: torchrun --nproc-per-node 2 -m firsthand train ...
@@ -82,7 +82,7 @@ def build(
         str, typer.Option(help="The last stage: train or sft. Default: sft for nano, else train.")
     ] = "",
 ) -> None:
-    """From text to a model that answers, in one command: train, evaluate, write, fine-tune.
+    """From text to a model that answers, in one command.
 
     The fine-tuned model is a run of its own beside the other, e.g. runs/nano-sft.
     """

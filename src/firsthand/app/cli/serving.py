@@ -61,7 +61,7 @@ def serve(
     name: Annotated[str, typer.Option(help="That requests give. Default: the folder's.")] = "",
     step: StepOption = 0,
 ) -> None:
-    """Serve a model with OpenAI's interface: /v1/completions, /v1/chat/completions, /v1/models.
+    """Serve a model over HTTP, with OpenAI's interface.
 
     Also /health, and /metrics for Prometheus. Ctrl-C ends it.
     """

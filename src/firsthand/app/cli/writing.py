@@ -39,7 +39,7 @@ def generate(
     step: StepOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Let a model write, token by token as they come; tokens/s at the end."""
+    """Let a model write, word by word; tokens/s at the end."""
     with one_sentence():
         from firsthand.llm.generation.sampling import Sampling
 
