@@ -31,7 +31,7 @@ _WAITING, _PARKED, _LEAVING = 0, 1, 2
 # Turns of waiting before a thread parks: the spins, and so many offers of the core to others. The
 # pause of a loop that only decodes is shorter. A server's is longer, and then its other threads and
 # its clients need the core more than this one, which wakes in less than a tenth of a millisecond.
-_PATIENCE = SPINS + 50
+_PATIENCE = SPINS + 1000
 
 
 def places(threads: int) -> int:
