@@ -7,7 +7,6 @@ the clock starts. Loading is of what was prepared, epoch after epoch, rows of 1,
 from __future__ import annotations
 
 import multiprocessing
-import os
 import tempfile
 import threading
 import time
@@ -20,6 +19,7 @@ from firsthand.llm.data.embedded import EmbeddedCorpus
 from firsthand.llm.data.loading import Loader, TokenStream, open_split
 from firsthand.llm.data.preparation import END_OF_TEXT, prepare
 from firsthand.llm.tokenizer import Tokenizer, train
+from firsthand.resources import usable_cores
 
 VOCABULARY = 10_000
 SEQUENCE_LENGTH = 1024
@@ -89,7 +89,7 @@ def main() -> None:
     """Measure, print the table, store the record."""
     corpus = EmbeddedCorpus()
     tokenizer = train(corpus.texts(), VOCABULARY, special_tokens=[END_OF_TEXT])
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "prepared")
         # Before the clock: the compiled code goes to its cache.

@@ -10,8 +10,6 @@ PyTorch's dynamic INT8 and transformers' float32 stand beside.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,15 +26,17 @@ from benchmarks.inference_sides import (
     OURS,
     SHAPES,
     decode_rates,
-    in_turns,
     opened,
+    options_of,
     print_record,
     shown,
     sides,
     tokens_of,
+    turns,
 )
-from firsthand.llm.inference.cpu_engine import CPUEngine, usable_cores
+from firsthand.llm.inference.cpu_engine import CPUEngine
 from firsthand.llm.kernels.compiling import compiled
+from firsthand.resources import usable_cores
 
 BANDWIDTH = "read bandwidth"
 DEPTHS = (0, 512)
@@ -88,25 +88,17 @@ def run_side(name: str, shape: str, folder: Path, runs: int) -> dict[str, list[f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default=LARGE)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=3, help="measurements in each process")
-    parser.add_argument("--no-peers", action="store_true", help="llama.cpp alone")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = options_of(__doc__, runs=3)
     if options.side:
         record = run_side(options.side, options.shape, options.folder, options.runs)
         print_record(record)
         return
     names = [*sides(peers=False), BANDWIDTH]
-    with tempfile.TemporaryDirectory(prefix="firsthand-") as folder:
-        words = ("--shape", options.shape, "--folder", folder, "--runs", str(options.runs))
-        found = in_turns("decode", names, options.rounds, *words)
+    with turns("decode", options) as measured:
+        found = measured(names, options.rounds)
         if not options.no_peers:
             beside = [name for name in sides(peers=True) if name not in names]
-            found |= in_turns("decode", beside, 1, *words)
+            found |= measured(beside, 1)
     _report(options.shape, found)
 
 

@@ -6,9 +6,12 @@ are given, so nobody samples. Every side computes the logits of the last token o
 
 from __future__ import annotations
 
+import argparse
 import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +19,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Spread, in_own_process
-from firsthand.llm.inference.cpu_engine import CPUEngine, usable_cores
+from benchmarks.llama import transformers_llama
+from firsthand.llm.inference.cpu_engine import CPUEngine
 from firsthand.llm.model.config import ModelConfig, preset
 from firsthand.llm.model.transformer import Transformer
 from firsthand.llm.parts import FAST
@@ -24,6 +28,7 @@ from firsthand.llm.quantization.artefact import QuantizedModel
 from firsthand.llm.quantization.schemes import Scheme, quantize_matrix
 from firsthand.llm.quantization.settings import QuantizationSettings
 from firsthand.llm.quantization.shapes import matrix_shapes, vector_shapes
+from firsthand.resources import usable_cores
 
 OURS, LLAMA, LLAMA_FLASH = "firsthand INT8", "llama.cpp Q8_0", "llama.cpp Q8_0, flash attention"
 TORCH, TRANSFORMERS = "PyTorch dynamic INT8", "transformers float32"
@@ -147,21 +152,7 @@ class Theirs:
     """transformers' Llama in float32, or with PyTorch's dynamic INT8 in its linear layers."""
 
     def __init__(self, config: ModelConfig, *, quantized: bool) -> None:
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        model: Any = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.d_model,
-                intermediate_size=config.hidden_width,
-                num_hidden_layers=config.n_layers,
-                num_attention_heads=config.n_heads,
-                num_key_value_heads=config.kv_heads,
-                max_position_embeddings=config.context,
-                tie_word_embeddings=config.tied,
-                attn_implementation="sdpa",
-            )
-        ).eval()
+        model = transformers_llama(config, "sdpa").eval()
         if quantized:
             from torch.ao.quantization import quantize_dynamic
 
@@ -240,6 +231,32 @@ def in_turns(benchmark: str, names: list[str], rounds: int, *words: str) -> dict
             for key, values in record.items():
                 found[name].setdefault(key, []).extend(values)
     return found
+
+
+def options_of(description: str | None, *, runs: int) -> argparse.Namespace:
+    """What is typed behind a benchmark of the sides; `side` and `folder` in their own processes.
+
+    Args:
+        runs: measurements in each process by default.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--shape", choices=SHAPES, default=LARGE)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=runs, help="measurements in each process")
+    parser.add_argument("--no-peers", action="store_true", help="llama.cpp alone")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+@contextmanager
+def turns(
+    benchmark: str, options: argparse.Namespace
+) -> Iterator[Callable[[list[str], int], dict[str, Any]]]:
+    """`in_turns` of sides and rounds, with these options and a folder that all processes see."""
+    with tempfile.TemporaryDirectory(prefix="firsthand-") as folder:
+        words = ("--shape", options.shape, "--folder", folder, "--runs", str(options.runs))
+        yield lambda names, rounds: in_turns(benchmark, names, rounds, *words)
 
 
 def print_record(record: dict[str, list[float]]) -> None:

@@ -35,13 +35,13 @@ from benchmarks.harness import Spread, in_own_process, report
 from firsthand.llm.data.loading import TokenStream
 from firsthand.llm.model.transformer import Transformer
 from firsthand.llm.parts import FAST
-from firsthand.llm.tokenizer.training import available_cores
 from firsthand.llm.training.assembly import assemble
 from firsthand.llm.training.distributed import World
 from firsthand.llm.training.journal import NoJournal
 from firsthand.llm.training.loop import train
 from firsthand.llm.training.next_token import Corpus, NextToken
 from firsthand.llm.training.presets import run_config
+from firsthand.resources import usable_cores
 
 TEXT = Path("../shared/data/tinyshakespeare.txt")
 CONTEXT = 64
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT; it is not written to")
     parser.add_argument("--text", type=Path, default=TEXT)
     parser.add_argument("--seeds", type=int, default=3, help="of ours; nanoGPT sets its own")
-    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--set", action="append", default=[], help="override the preset")
     parser.add_argument("--quick", action="store_true", help="few steps, nothing stored")
     parser.add_argument("--side", choices=("ours", "nanogpt"), help=argparse.SUPPRESS)

@@ -30,7 +30,7 @@ from benchmarks.harness import Spread, report
 from firsthand.llm.tokenizer import Tokenizer, train
 from firsthand.llm.tokenizer.byte_alphabet import to_printable
 from firsthand.llm.tokenizer.tiktoken_export import to_tiktoken
-from firsthand.llm.tokenizer.training import available_cores
+from firsthand.resources import usable_cores
 
 CORPUS_BYTES = 31_500_000
 VOCABULARY = 10_000
@@ -130,7 +130,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     texts = corpus(2_000_000 if quick else CORPUS_BYTES)
     size = sum(len(text.encode()) for text in texts)
-    cores = available_cores()
+    cores = usable_cores()
     # Compiling is measured apart, and must not be part of the first run.
     Tokenizer([]).encode_array("x " * 4000)
     train(texts[:3], 300, workers=cores)

@@ -19,11 +19,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.harness import Spread, in_own_process, report
+from benchmarks.llama import transformers_llama
 from firsthand.llm.model.config import ModelConfig, preset
 from firsthand.llm.model.transformer import Transformer
 from firsthand.llm.parts import FAST
@@ -98,22 +98,7 @@ def our_step(config: ModelConfig, tokens: torch.Tensor, compiled: bool) -> Step:
 
 def llama_step(config: ModelConfig, tokens: torch.Tensor, attention: str, compiled: bool) -> Step:
     """One update by transformers' Llama and PyTorch's AdamW."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model: Any = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.d_model,
-            intermediate_size=config.hidden_width,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            max_position_embeddings=config.context,
-            rms_norm_eps=config.norm_eps,
-            tie_word_embeddings=config.tied,
-            attn_implementation=attention,
-            use_cache=False,
-        )
-    )
+    model = transformers_llama(config, attention, use_cache=False)
     optimizer = torch.optim.AdamW(model.parameters())
     forward = torch.compile(model) if compiled else model
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()

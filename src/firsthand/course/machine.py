@@ -7,14 +7,14 @@ cores, the cgroup's limit the memory.
 from __future__ import annotations
 
 import hashlib
-import math
-import os
 import platform
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from firsthand.resources import read, usable_cores, usable_memory
 
 GIB = 2**30
 MIB = 2**20
@@ -74,76 +74,22 @@ def measure_machine(root: Path = Path("/")) -> Machine:
         system=platform.system(),
         python=platform.python_version(),
         processor=processor,
-        cores=_cores(root),
-        memory=_memory(root),
+        cores=usable_cores(root),
+        memory=usable_memory(root),
         gpu=_gpu(),
     )
 
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
 def _identity(root: Path, processor: str) -> str:
-    known = _read(root / "etc/machine-id") or f"{platform.node()}|{processor}"
+    known = read(root / "etc/machine-id") or f"{platform.node()}|{processor}"
     return hashlib.sha256(f"firsthand machine|{known}".encode()).hexdigest()[:12]
 
 
 def _processor(root: Path) -> str:
-    for line in _read(root / "proc/cpuinfo").splitlines():
+    for line in read(root / "proc/cpuinfo").splitlines():
         if line.lower().startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine() or "unknown processor"
-
-
-def _cgroup_folders(root: Path, controller: str) -> list[Path]:
-    """Folders whose limits hold for this process, innermost first (cgroup v2, then v1)."""
-    folders: list[Path] = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, _, entry = line.partition(":")
-        names, _, path = entry.partition(":")
-        if names and controller not in names.split(","):
-            continue
-        base = root / "sys/fs/cgroup" / (controller if names else "")
-        inner = base / path.lstrip("/")
-        folders += [inner, *(p for p in inner.parents if p.is_relative_to(base))]
-    return folders or [root / "sys/fs/cgroup", root / "sys/fs/cgroup" / controller]
-
-
-def _cores(root: Path) -> int:
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        cores = os.cpu_count() or 1
-    for folder in _cgroup_folders(root, "cpu"):
-        quota, _, period = _read(folder / "cpu.max").partition(" ")
-        if not quota:
-            quota = _read(folder / "cpu.cfs_quota_us")
-            period = _read(folder / "cpu.cfs_period_us")
-        if quota.isdigit() and period.isdigit() and int(period) > 0 and int(quota) > 0:
-            cores = min(cores, math.ceil(int(quota) / int(period)))
-    return max(1, cores)
-
-
-def _memory(root: Path) -> int:
-    total = 0
-    for line in _read(root / "proc/meminfo").splitlines():
-        if line.startswith("MemTotal:"):
-            total = int(line.split()[1]) * 1024
-    if not total:
-        try:
-            total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        except (AttributeError, ValueError, OSError):
-            return 0
-    for folder in _cgroup_folders(root, "memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            limit = _read(folder / name)
-            if limit.isdigit():
-                total = min(total, int(limit))
-    return total
 
 
 def _gpu() -> Gpu | None:

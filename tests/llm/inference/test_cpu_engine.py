@@ -1,20 +1,24 @@
 """The CPU engine against the same integers on PyTorch, and against itself in other orders."""
 
+import mmap
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from firsthand.llm.inference.cpu.weights import rotary_tables
-from firsthand.llm.inference.cpu_engine import CPUEngine, usable_cores
+from firsthand.llm.inference.cpu.calls import MOST_THREADS
+from firsthand.llm.inference.cpu.weights import aligned, rotary_tables
+from firsthand.llm.inference.cpu_engine import CPUEngine
 from firsthand.llm.inference.errors import InferenceError
 from firsthand.llm.model.config import ModelConfig
 from firsthand.llm.model.positions import rotary_angles
@@ -24,6 +28,7 @@ from firsthand.llm.quantization.schemes import QuantizedMatrix
 from firsthand.llm.quantization.settings import QuantizationSettings
 from firsthand.llm.quantization.shapes import matrix_shapes, vector_shapes
 from firsthand.llm.quantization.transformer import quantized_transformer
+from firsthand.resources import usable_cores
 
 torch.set_num_threads(1)
 
@@ -254,16 +259,47 @@ def test_broken_weights_show_in_the_logits() -> None:
         assert not np.isfinite(prefill(engine, texts(SINGLE, 3))).any()
 
 
+def seconds_of_crew() -> float:
+    """Processor time of the crew's threads so far; other tests may have left threads of theirs."""
+    crew = {other.native_id for other in threading.enumerate() if other.name.startswith("engine-")}
+    found = [other for other in psutil.Process().threads() if other.id in crew]
+    assert found
+    return sum(other.user_time + other.system_time for other in found)
+
+
+def parks(patience: float = 20.0) -> bool:
+    """Whether a while comes in which the crew's threads use no processor."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        began = seconds_of_crew()
+        time.sleep(0.3)
+        if seconds_of_crew() - began < 0.1:
+            return True
+    return False
+
+
 def test_the_crew_parks_and_comes_back() -> None:
     with CPUEngine(random_model(SINGLE), threads=2) as engine:
         expected = prefill(engine, texts(SINGLE, 4))
         for _ in range(3):
-            time.sleep(0.3)
-            began = time.process_time()
-            time.sleep(0.3)
-            # It would be 0.3 and more if the other thread went on looking.
-            assert time.process_time() - began < 0.1
+            assert parks()
             assert np.array_equal(prefill(engine, texts(SINGLE, 4)), expected)
+
+
+def test_more_threads_than_can_be_counted() -> None:
+    with CPUEngine(random_model(SINGLE), threads=10**6, max_rows=2) as engine:
+        assert engine.threads == MOST_THREADS
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages")
+def test_large_arrays_begin_a_huge_page() -> None:
+    for shape in ((2**21,), (3, 2**20 + 5)):
+        array = aligned(shape, np.int8)
+        assert array.shape == shape
+        assert not array.any()
+        assert array.ctypes.data % 2**21 == 0
+        array[...] = 7
+    assert aligned((2, 100), np.float32).ctypes.data % 64 == 0
 
 
 def test_calls_one_after_the_other_and_now_and_then() -> None:

@@ -200,7 +200,7 @@ def test_threads_stay_off_spinning_cores(
     cores: int, of_torch: int, expected: int, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(team, "available", lambda: False)
-    monkeypatch.setattr(threads.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(threads, "_cores", lambda: cores)
     monkeypatch.setattr(threads.torch, "get_num_threads", lambda: of_torch)
     assert threads.usable_threads() == expected
     # With sixteen threads against one the rungs of PyTorch win.

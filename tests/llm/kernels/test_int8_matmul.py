@@ -106,29 +106,40 @@ def test_the_loops_hold_pair_products() -> None:
         np.ones(11, np.float32),
         np.ones((35, 64), np.int8),
         np.ones(35, np.float32),
-        np.zeros(panels.SUMS, np.int32),
+        np.zeros((35, panels.SUMS), np.int32),
         np.zeros((11, 35), np.float32),
     )
     x, x_scales, w, w_scales, sums, out = arguments
     anew(x, x_scales, 0, 11, w, w_scales, 0, 35, sums, out, 0)
     (code,) = anew.inspect_asm().values()
     found = len(re.findall(r"\bvpmaddwd\b|\bvpdpwssd\b", code))
-    # Twice tiles of 1 to 8 rows, of which the first is unrolled four times.
-    assert found >= 2 * sum(range(1, 9)) + 3
+    # Twice tiles of 1 to 8 rows, and eight rows of weights by one of activations.
+    assert found >= 2 * sum(range(1, 9)) + 8
     assert not re.search(r"\bvpmulld\b", code)
 
 
 def test_without_pair_products_the_sums_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "has_pair_products", lambda: False)
-    tile = tiles.dot_tile(4, 2)
+    tile, row = tiles.dot_tiles(from_memory=True), tiles.dot_rows(ahead=64)
 
     @njit
-    def call(x: Any, w: Any, sums: Any) -> None:
-        tile(x, 0, w, 0, sums)
+    def call_tile(x: Any, rows: int, w: Any, first: int, last: int, sums: Any) -> None:
+        tile(x, 1, rows, w, 2, first, last, sums, 1)
+
+    @njit
+    def call_row(x: Any, w: Any, sums: Any) -> None:
+        row(x, 3, w, 1, sums)
 
     rng = np.random.default_rng(0)
-    x = rng.integers(-300, 300, (4, 192)).astype(np.int16)
-    w = rng.integers(-127, 128, (2, 192)).astype(np.int8)
-    sums = np.zeros(8, np.int32)
-    call(x, w, sums)
-    assert np.array_equal(sums.reshape(4, 2), x.astype(np.int64) @ w.T.astype(np.int64))
+    x = rng.integers(-300, 300, (9, 192)).astype(np.int16)
+    w = rng.integers(-127, 128, (9, 192)).astype(np.int8)
+    sums = np.zeros((2, 8), np.int32)
+    for rows in range(1, 9):
+        sums[:] = 7
+        call_tile(x, rows, w, 0, 128, sums)
+        call_tile(x, rows, w, 128, 192, sums)
+        expected = x[1 : 1 + rows].astype(np.int64) @ w[2].astype(np.int64)
+        assert np.array_equal(sums[1, :rows], expected + 7)
+        assert (sums[0] == 7).all() and (sums[1, rows:] == 7).all()
+    call_row(x, w, sums)
+    assert np.array_equal(sums[0], w[1:].astype(np.int64) @ x[3].astype(np.int64))

@@ -8,7 +8,6 @@ a few times a layer (`cpu.step`), reads each thread's rows in order and allocate
 
 from __future__ import annotations
 
-import os
 import time
 from types import TracebackType
 
@@ -16,15 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firsthand.llm.inference.cpu.atomics import APART
+from firsthand.llm.inference.cpu.calls import MOST_THREADS
 from firsthand.llm.inference.cpu.crew import Crew
-from firsthand.llm.inference.cpu.step import Cache, Shape, Work
+from firsthand.llm.inference.cpu.step import ROW_PANEL, Cache, Shape, Work
 from firsthand.llm.inference.cpu.weights import Weights, aligned, packed
 from firsthand.llm.inference.engine import Rows
 from firsthand.llm.inference.errors import InferenceError
-from firsthand.llm.kernels.int8_matmul.panels import PANEL, SUMS, padded
+from firsthand.llm.kernels.int8_matmul.panels import PANEL, padded
+from firsthand.llm.kernels.int8_matmul.tiles import SUMS
 from firsthand.llm.kernels.int8_matmul.with_numpy import activation_levels
 from firsthand.llm.model.config import ModelConfig
 from firsthand.llm.quantization.artefact import QuantizedModel
+from firsthand.resources import usable_cores
 
 MAX_ROWS = 512
 # Steps timed for each number of threads.
@@ -63,12 +65,12 @@ class CPUEngine:
             )
         self.config, self.slots, self.capacity, self.max_rows = config, slots, capacity, max_rows
         cores = usable_cores()
-        most = min(threads or cores, _MOST_THREADS)
+        most = min(threads or cores, MOST_THREADS)
         self._cache = _cache(config, slots, capacity)
-        self._work = _work(config, max_rows, max(slots, 1), capacity, most)
+        self._work = _work(config, max_rows, slots, capacity, most)
         self._weights = packed(quantized, capacity)
         self._crew = Crew(most, _shape(config), self._weights, self._cache, self._work)
-        self.threads = threads or self._fastest(most)
+        self.threads = most if threads else self._fastest(most)
 
     def __enter__(self) -> CPUEngine:
         return self
@@ -151,22 +153,6 @@ class CPUEngine:
         return min(seconds, key=lambda threads: seconds[threads])
 
 
-_MOST_THREADS = 256
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, and no more than its control group's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-        if quota != "max":
-            return max(1, min(cores or 1, -(-int(quota) // int(period))))
-    except (OSError, ValueError):
-        pass
-    return cores or 1
-
-
 def _shape(config: ModelConfig) -> Shape:
     mixed = config.n_heads * config.head_width
     return Shape(
@@ -196,7 +182,8 @@ def _cache(config: ModelConfig, slots: int, capacity: int) -> Cache:
 
 def _work(config: ModelConfig, rows: int, wanted: int, capacity: int, threads: int) -> Work:
     mixed = config.n_heads * config.head_width
-    block = (threads, rows, max(PANEL, config.head_width))
+    widest = max(PANEL, ROW_PANEL, config.head_width)
+    block = (threads, rows, widest)
 
     def integers(width: int) -> NDArray[np.int16]:
         return aligned((rows + threads, padded(width)), np.int16)
@@ -219,6 +206,6 @@ def _work(config: ModelConfig, rows: int, wanted: int, capacity: int, threads: i
         block=aligned(block, np.float32),
         other_block=aligned(block, np.float32),
         scores=aligned((threads, capacity), np.float32),
-        sums=aligned((threads, SUMS), np.int32),
+        sums=aligned((threads, widest, SUMS), np.int32),
         counters=np.zeros(3 * threads * APART, np.int64),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from firsthand.llm.kernels import team
+from firsthand.resources import usable_cores
 
 # Below so many elements, waking a thread costs more than the loop.
 LEAST_ELEMENTS = 1 << 17
@@ -54,7 +56,7 @@ def usable_threads() -> int:
     of_torch = torch.get_num_threads()
     if team.available():
         return of_torch
-    return max(1, min(of_torch, (os.cpu_count() or 1) - of_torch + 1))
+    return max(1, min(of_torch, _cores() - of_torch + 1))
 
 
 def ranges(rows: int, elements: int) -> list[tuple[int, int]]:
@@ -64,9 +66,15 @@ def ranges(rows: int, elements: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
+@cache
+def _cores() -> int:
+    """Asked once: it reads files, and each call of a loop wants to know."""
+    return usable_cores()
+
+
 def _workers() -> ThreadPoolExecutor:
     if not _pool:
-        _pool.append(ThreadPoolExecutor((os.cpu_count() or 1), "kernel"))
+        _pool.append(ThreadPoolExecutor(_cores(), "kernel"))
     return _pool[0]
 
 

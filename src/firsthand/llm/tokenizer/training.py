@@ -1,12 +1,12 @@
 """Training a tokenizer: count the pieces of the corpus once, then merge pairs within them."""
 
-import os
 from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
 from firsthand.llm.tokenizer.errors import TokenizerError
 from firsthand.llm.tokenizer.patterns import PatternName, require_pattern
 from firsthand.llm.tokenizer.tokenizer import Tokenizer, require_vocabulary_size
+from firsthand.resources import usable_cores
 
 Ties = Literal["smallest_ids", "greatest_bytes"]
 Progress = Callable[[str, int, int | None], None]
@@ -52,7 +52,7 @@ def train(
     if minimum_frequency < 0:
         raise TokenizerError(f"minimum_frequency is {minimum_frequency}; it cannot be negative")
     if workers is None:
-        workers = available_cores()
+        workers = usable_cores()
     if workers < 1:
         raise TokenizerError(f"workers is {workers}; at least one has to count")
     # Numba takes longer to import than a short text to encode, so only training needs it at once.
@@ -73,10 +73,3 @@ def train(
         on_merge=lambda learnt: report("merging", learnt, merge_count),
     )
     return Tokenizer(merges, pattern=pattern, special_tokens=specials)
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

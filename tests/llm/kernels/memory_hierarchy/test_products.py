@@ -123,7 +123,7 @@ def test_panels(shape: tuple[int, int, int]) -> None:
 
 
 def test_a_panel_that_stays_reads_the_weights_once() -> None:
-    assert TILE_ROWS == panels._MOST_ROWS
+    assert TILE_ROWS == panels.SUMS
     m, n, k = 64, 512, 768
     panel, tile = panels.PANEL * k, 2 * k * TILE_ROWS
     stays = panel_product(m, n, k, panel + 3 * tile)

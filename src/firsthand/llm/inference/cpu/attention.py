@@ -7,20 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from firsthand.llm.kernels.compiling import compiled, inlined
+from firsthand.llm.kernels.compiling import compiled
 from firsthand.llm.kernels.exponential import exp32
 
 AnyArray = NDArray[Any]
 
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
-_LEVELS = np.float32(127.0)
-_LEAST_PEAK = np.float32(1e-30)
-
-
-@inlined
-def _divided(a: np.float32, b: np.float32) -> np.float32:
-    return np.float32(a / b)
 
 
 @compiled
@@ -35,25 +28,6 @@ def turn(x: AnyArray, cos: AnyArray, sin: AnyArray) -> None:
         first, second = x[i], x[half + i]
         x[i] = first * cos[i] - second * sin[i]
         x[half + i] = second * cos[i] + first * sin[i]
-
-
-@compiled
-def store(x: AnyArray, integers: AnyArray) -> np.float32:
-    """Put x, float32 (width,), on a grid of its own, int8 (width,); returns the grid's step,
-    NaN if a number of x is not finite."""
-    peak = nothing = _ZERO
-    for i in range(len(x)):
-        size = abs(x[i])
-        peak = size if size > peak else peak
-        nothing += x[i] * _ZERO
-    if not peak >= _LEAST_PEAK:
-        for i in range(len(x)):
-            integers[i] = 0
-        return nothing
-    inverse = _divided(_LEVELS, peak)
-    for i in range(len(x)):
-        integers[i] = np.int8(np.int32(np.rint(x[i] * inverse)))
-    return _divided(peak, _LEVELS) + nothing
 
 
 @compiled

@@ -1,7 +1,7 @@
 """How the crew's threads learn of a call, wait for it and park.
 
 A call is one number, so that a thread that comes late and has no part in it cannot take the
-threads of the next call for its: calls so far · MOST_THREADS + the threads of this one.
+threads of the next call for its: calls so far · _CALLS + the threads of this one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from firsthand.llm.kernels.compiling import compiled
 
 AnyArray = NDArray[Any]
 
-MOST_THREADS = 1024
+# Threads of a crew are fewer than what counts the calls in the same number.
+_CALLS = 1024
+MOST_THREADS = _CALLS - 1
 # Places in the crew's numbers: the call, its rows and rows wanted; arrivals at the meetings of odd
 # and of even calls, for a thread may still look at the last meeting of a call when the next
 # begins; then, APART, each thread's state and the call that it has seen.
@@ -50,7 +52,7 @@ def announce(
         parked: int64 (threads of the crew - 1,), filled from the front.
     """
     numbers[_ROWS], numbers[_WANTED] = rows, wanted
-    call = (numbers[_CALL] // MOST_THREADS + 1) * MOST_THREADS + threads
+    call = (numbers[_CALL] // _CALLS + 1) * _CALLS + threads
     numbers[arrivals(call)] = 0
     counters[:] = 0
     atomic_store(numbers, _CALL, call)
@@ -74,7 +76,7 @@ def next_call(thread: int, numbers: AnyArray) -> int:
         call: int = atomic_load(numbers, _CALL)
         if call != numbers[state + 1]:
             numbers[state + 1] = call
-            if thread < call % MOST_THREADS:
+            if thread < threads_of(call):
                 return call
         if atomic_load(numbers, state) == _LEAVING:
             return -1
@@ -89,9 +91,15 @@ def next_call(thread: int, numbers: AnyArray) -> int:
 
 
 @compiled
+def threads_of(call: int) -> int:
+    """How many threads take part in this call."""
+    return call % _CALLS
+
+
+@compiled
 def arrivals(call: int) -> int:
     """Where the threads of this call count their meetings."""
-    return _ARRIVALS + call // MOST_THREADS % 2 * APART
+    return _ARRIVALS + call // _CALLS % 2 * APART
 
 
 @compiled

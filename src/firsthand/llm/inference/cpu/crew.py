@@ -13,7 +13,7 @@ import threading
 
 import numpy as np
 
-from firsthand.llm.inference.cpu.calls import MOST_THREADS, announce, dismiss, places
+from firsthand.llm.inference.cpu.calls import announce, dismiss, places
 from firsthand.llm.inference.cpu.step import Cache, Shape, Work, take_part
 from firsthand.llm.inference.cpu.weights import Weights
 from firsthand.llm.inference.errors import InferenceError
@@ -23,14 +23,14 @@ class Crew:
     """The caller and threads - 1 others, who run the step together.
 
     Args:
-        threads: at most so many, below MOST_THREADS.
+        threads: at most MOST_THREADS.
         shape, weights, cache, work: what they work on.
     """
 
     def __init__(
         self, threads: int, shape: Shape, weights: Weights, cache: Cache, work: Work
     ) -> None:
-        self.threads = min(threads, MOST_THREADS - 1)
+        self.threads = threads
         self._bound = shape, weights, cache, work
         self._numbers = np.zeros(places(self.threads), np.int64)
         self._parked = np.zeros(self.threads - 1, np.int64)

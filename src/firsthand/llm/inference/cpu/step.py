@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firsthand.llm.inference.cpu.atomics import ZERO, barrier, forget_portions, take_portion
-from firsthand.llm.inference.cpu.attention import attend, store, turn
+from firsthand.llm.inference.cpu.attention import attend, turn
 from firsthand.llm.inference.cpu.calls import (
-    MOST_THREADS,
     arrivals,
     next_call,
     rows_of,
+    threads_of,
     wanted_of,
 )
 from firsthand.llm.inference.cpu.weights import Weights
@@ -34,11 +34,12 @@ AnyArray = NDArray[Any]
 
 # Rows whose attention in one head is one portion of work.
 PORTION = 4
-# Weight rows of a portion when there is one row of activations: about a microsecond's reading.
-ROW_PANEL = 16
+# Weight rows of a portion when there is one row of activations: some microseconds' reading.
+ROW_PANEL = 64
 
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
+_CACHE_LEVELS = np.float32(127.0)
 
 
 class Shape(NamedTuple):
@@ -84,7 +85,7 @@ class Work(NamedTuple):
         normed: float32 (threads, d_model), scratch.
         block, other_block: float32 (threads, rows, widest panel), scratch.
         scores: float32 (threads, capacity), scratch.
-        sums: int32 (threads, SUMS), scratch.
+        sums: int32 (threads, widest panel, SUMS), scratch.
         counters: int64, see `take_portion`; 0 before a call.
     """
 
@@ -123,7 +124,7 @@ def take_part(
         call = next_call(thread, numbers)
         if call < 0:
             return
-        threads, place = call % MOST_THREADS, arrivals(call)
+        threads, place = threads_of(call), arrivals(call)
         met: int = ZERO
         rows, wanted = rows_of(numbers), wanted_of(numbers)
         # Every thread prepares a single row for itself; of many each prepares some, and they meet.
@@ -160,9 +161,10 @@ def take_part(
             _added(thread, threads, met, source, rows, work.hidden_integers, w, steps, work)
             met = _meet(thread, threads, numbers, place, met, work)
         if wanted:
-            if thread == 0:
-                _gathered(wanted, work)
-            met = _meet(thread, threads, numbers, place, met, work)
+            if many:
+                if thread == 0:
+                    _gathered(wanted, work)
+                met = _meet(thread, threads, numbers, place, met, work)
             source = 0 if wanted > 1 else len(work.tokens) + thread
             _normed(thread, threads, wanted, weights.final_norm, shape, work)
             if wanted > 1:
@@ -181,6 +183,29 @@ def _meet(thread: int, threads: int, numbers: AnyArray, place: int, met: int, wo
 
 
 @compiled
+def _own_rows(thread: int, threads: int, rows: int, work: Work) -> tuple[int, int, int]:
+    """The rows that a thread prepares, first and last, and what to add for their place.
+
+    A single row is prepared by every thread, in a place of its own.
+    """
+    if rows == 1:
+        return 0, 1, len(work.tokens) + thread
+    return rows * thread // threads, rows * (thread + 1) // threads, 0
+
+
+@compiled
+def _next_panel(
+    thread: int, threads: int, met: int, rows: int, last: int, work: Work
+) -> tuple[int, int]:
+    """The next weight rows of so many for this thread; none are left when the first is `last`."""
+    size = ROW_PANEL if rows == 1 else PANEL
+    panel = take_portion(work.counters, met, thread, threads, (last + size - 1) // size)
+    if panel < 0:
+        return last, last
+    return panel * size, min(last, panel * size + size)
+
+
+@compiled
 def _gathered(wanted: int, work: Work) -> None:
     """Move the rows asked for to the front; they are in order, so none is overwritten before."""
     for place in range(wanted):
@@ -196,9 +221,7 @@ def _embed(thread: int, threads: int, rows: int, weights: Weights, work: Work) -
 
     Of a single row every thread writes all, the same numbers to the same place.
     """
-    first, last = rows * thread // threads, rows * (thread + 1) // threads
-    if rows == 1:
-        first, last = 0, 1
+    first, last, _ = _own_rows(thread, threads, rows, work)
     for row in range(first, last):
         token = work.tokens[row]
         step = weights.embedding_scales[token]
@@ -209,10 +232,7 @@ def _embed(thread: int, threads: int, rows: int, weights: Weights, work: Work) -
 @compiled
 def _normed(thread: int, threads: int, rows: int, norm: AnyArray, shape: Shape, work: Work) -> None:
     """RMSNorm and quantization of the stream: for one row by each thread into its own place."""
-    first, last = rows * thread // threads, rows * (thread + 1) // threads
-    target = 0
-    if rows == 1:
-        first, last, target = 0, 1, len(work.tokens) + thread
+    first, last, target = _own_rows(thread, threads, rows, work)
     width = work.stream.shape[1]
     scratch = work.normed[thread]
     for row in range(first, last):
@@ -237,10 +257,7 @@ def _quantized(
     work: Work,
 ) -> None:
     """The rows of x on their grids, as `_normed` does."""
-    first, last = rows * thread // threads, rows * (thread + 1) // threads
-    target = 0
-    if rows == 1:
-        first, last, target = 0, 1, len(work.tokens) + thread
+    first, last, target = _own_rows(thread, threads, rows, work)
     for row in range(first, last):
         place = target + row
         work.scales[place] = quantize_row(x[row], levels, integers[place])
@@ -282,13 +299,13 @@ def _heads(
                     work.queries[row, head, i] = x[i]
             elif head < shape.heads + shape.kv_heads:
                 shared = head - shape.heads
-                cache.key_scales[layer, slot, shared, position] = store(
-                    x, cache.keys[layer, slot, shared, position]
+                cache.key_scales[layer, slot, shared, position] = quantize_row(
+                    x, _CACHE_LEVELS, cache.keys[layer, slot, shared, position]
                 )
             else:
                 shared = head - shape.heads - shape.kv_heads
-                cache.value_scales[layer, slot, shared, position] = store(
-                    x, cache.values[layer, slot, shared, position]
+                cache.value_scales[layer, slot, shared, position] = quantize_row(
+                    x, _CACHE_LEVELS, cache.values[layer, slot, shared, position]
                 )
 
 
@@ -342,13 +359,12 @@ def _added(
     work: Work,
 ) -> None:
     """A product added to the stream; each thread has columns of its own."""
-    last, size = w.shape[0], ROW_PANEL if rows == 1 else PANEL
+    last = w.shape[0]
     block = work.block[thread]
     while True:
-        panel = take_portion(work.counters, met, thread, threads, (last + size - 1) // size)
-        if panel < 0:
+        start, end = _next_panel(thread, threads, met, rows, last, work)
+        if start == last:
             return
-        start, end = panel * size, min(last, panel * size + size)
         panel_products(
             integers, work.scales, source, rows, w, w_scales, start, end,
             work.sums[thread], block, ZERO,
@@ -370,13 +386,12 @@ def _gated(
     work: Work,
 ) -> None:
     """silu(gate) · up into `hidden`."""
-    last, size = weights.gate.shape[1], ROW_PANEL if rows == 1 else PANEL
+    last = weights.gate.shape[1]
     gates, ups = work.block[thread], work.other_block[thread]
     while True:
-        panel = take_portion(work.counters, met, thread, threads, (last + size - 1) // size)
-        if panel < 0:
+        start, end = _next_panel(thread, threads, met, rows, last, work)
+        if start == last:
             return
-        start, end = panel * size, min(last, panel * size + size)
         panel_products(
             work.model_integers, work.scales, source, rows, weights.gate[layer],
             weights.gate_scales[layer], start, end, work.sums[thread], gates, ZERO,
@@ -395,12 +410,11 @@ def _gated(
 def _logits(
     thread: int, threads: int, met: int, source: int, rows: int, weights: Weights, work: Work
 ) -> None:
-    last, size = weights.output.shape[0], ROW_PANEL if rows == 1 else PANEL
+    last = weights.output.shape[0]
     while True:
-        panel = take_portion(work.counters, met, thread, threads, (last + size - 1) // size)
-        if panel < 0:
+        start, end = _next_panel(thread, threads, met, rows, last, work)
+        if start == last:
             return
-        start, end = panel * size, min(last, panel * size + size)
         panel_products(
             work.model_integers, work.scales, source, rows, weights.output,
             weights.output_scales, start, end, work.sums[thread], work.logits, start,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,9 @@ from firsthand.llm.quantization.artefact import QuantizedModel
 from firsthand.llm.quantization.schemes import QuantizedMatrix
 
 AnyArray = NDArray[Any]
+
+_LINE = 64
+_HUGE_PAGE = 2**21
 
 # What the step is written for: everything else runs on PyTorch.
 _RUNS: dict[str, Any] = {
@@ -167,9 +172,24 @@ def _norms(vectors: dict[str, NDArray[np.float32]], name: str, layers: int) -> A
 
 
 def aligned(shape: tuple[int, ...], kind: Any) -> AnyArray:
-    """Zeros that begin a cache line, so that a vector load does not touch two."""
+    """Zeros that begin a cache line, so that a vector load does not touch two.
+
+    Large ones lie in huge pages where the system has them: it looks up an address for each page,
+    and what reads ahead stops at the end of one.
+    """
     size = int(np.prod(shape)) * np.dtype(kind).itemsize
-    memory = np.zeros(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
+    if size >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory, step = _huge_pages(size + _HUGE_PAGE), _HUGE_PAGE
+    else:
+        memory, step = np.zeros(size + _LINE, np.uint8), _LINE
+    start = -memory.ctypes.data % step
     found: AnyArray = memory[start : start + size].view(kind).reshape(shape)
     return found
+
+
+def _huge_pages(size: int) -> AnyArray:
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # A kernel without huge pages refuses, and its own pages do.
+    with contextlib.suppress(OSError):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8)

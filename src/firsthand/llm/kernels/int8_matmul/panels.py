@@ -12,29 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firsthand.llm.kernels.compiling import compiled, inlined
-from firsthand.llm.kernels.int8_matmul.tiles import STEP, dot_tile
+from firsthand.llm.kernels.int8_matmul.tiles import STEP, SUMS, UNROLLED, dot_rows, dot_tiles
 
 AnyArray = NDArray[Any]
 
 # Weight rows of a panel: 24 KB at a width of 768.
 PANEL = 32
 # Rows are padded with zeros to a multiple of this: the step of the loop for one row.
-_UNROLLED = 4
-ROW_MULTIPLE = STEP * _UNROLLED
-# Integers that a caller's scratch for sums must hold.
-SUMS = 8
+ROW_MULTIPLE = STEP * UNROLLED
 
 _ZERO = np.float32(0.0)
 _LEAST_PEAK = np.float32(1e-30)
-# Most rows of activations that share a weight's way through the registers: eight sums, the weight
-# and a product leave some of the sixteen free; the activations come from the innermost cache.
-_MOST_ROWS = 8
-# The first rows to pass a panel find it in memory, and ask for what comes next.
-_AHEAD = 2048
-_FIRST = [dot_tile(1, 1, _UNROLLED, _AHEAD), *(dot_tile(m, 1, 1, _AHEAD) for m in range(2, 9))]
-_first_1, _first_2, _first_3, _first_4, _first_5, _first_6, _first_7, _first_8 = _FIRST
-_LATER = [dot_tile(m, 1) for m in range(1, 9)]
-_later_1, _later_2, _later_3, _later_4, _later_5, _later_6, _later_7, _later_8 = _LATER
+# Longest piece of a sum that a tile takes at once: eight rows of it are 12 KB. Two logical cores
+# may share the innermost cache of 32 KB, and what does not fit there comes at half the speed.
+_PIECE = 768
+# Bytes that a single row of activations asks for in advance.
+_AHEAD = 1024
+_rows = dot_rows(ahead=_AHEAD)
+# The first rows to pass a panel find it in memory.
+_first = dot_tiles(from_memory=True)
+_later = dot_tiles(from_memory=False)
 
 
 def padded(width: int) -> int:
@@ -62,7 +59,7 @@ def quantize_row(x: AnyArray, levels: np.float32, integers: AnyArray) -> np.floa
 
     Args:
         x: (k,), float32.
-        integers: (at least k,), int16; what lies behind k stays as it is.
+        integers: (at least k,), of a kind that holds the levels; what lies behind k stays.
     """
     peak = nothing = _ZERO
     for k in range(len(x)):
@@ -75,48 +72,8 @@ def quantize_row(x: AnyArray, levels: np.float32, integers: AnyArray) -> np.floa
         return nothing
     inverse = _divided(levels, peak)
     for k in range(len(x)):
-        integers[k] = np.int16(np.int32(np.rint(x[k] * inverse)))
+        integers[k] = np.int32(np.rint(x[k] * inverse))
     return _divided(peak, levels) + nothing
-
-
-@compiled
-def _first(size: int, x: AnyArray, m: int, w: AnyArray, n: int, sums: AnyArray) -> None:
-    if size == 8:
-        _first_8(x, m, w, n, sums)
-    elif size == 7:
-        _first_7(x, m, w, n, sums)
-    elif size == 6:
-        _first_6(x, m, w, n, sums)
-    elif size == 5:
-        _first_5(x, m, w, n, sums)
-    elif size == 4:
-        _first_4(x, m, w, n, sums)
-    elif size == 3:
-        _first_3(x, m, w, n, sums)
-    elif size == 2:
-        _first_2(x, m, w, n, sums)
-    else:
-        _first_1(x, m, w, n, sums)
-
-
-@compiled
-def _later(size: int, x: AnyArray, m: int, w: AnyArray, n: int, sums: AnyArray) -> None:
-    if size == 8:
-        _later_8(x, m, w, n, sums)
-    elif size == 7:
-        _later_7(x, m, w, n, sums)
-    elif size == 6:
-        _later_6(x, m, w, n, sums)
-    elif size == 5:
-        _later_5(x, m, w, n, sums)
-    elif size == 4:
-        _later_4(x, m, w, n, sums)
-    elif size == 3:
-        _later_3(x, m, w, n, sums)
-    elif size == 2:
-        _later_2(x, m, w, n, sums)
-    else:
-        _later_1(x, m, w, n, sums)
 
 
 @compiled
@@ -140,19 +97,54 @@ def panel_products(
         row, rows: the activation rows taken.
         w, w_scales: int8 (n, k), float32 (n,).
         first, last: the weight rows taken.
-        sums: scratch, int32, at least SUMS.
+        sums: scratch, int32 (at least last - first, SUMS).
         out: float32 (at least rows, at least column + last - first).
     """
     shift = column - first
+    if rows == 1:
+        eights = first + (last - first) // SUMS * SUMS
+        for n in range(first, eights, SUMS):
+            _rows(x, row, w, n, sums)
+            for j in range(SUMS):
+                out[0, n + j + shift] = scaled(sums[0, j], w_scales[n + j], x_scales[row])
+        first = eights
     # As even as can be: 10 rows are twice 5, and not 8 and 2.
-    tiles = (rows + _MOST_ROWS - 1) // _MOST_ROWS
+    tiles = (rows + SUMS - 1) // SUMS
     for tile in range(tiles):
         start, end = rows * tile // tiles, rows * (tile + 1) // tiles
-        size, m = end - start, row + start
+        _tile_sums(x, row + start, end - start, w, first, last, tile == 0, sums)
+        for i in range(start, end):
+            for n in range(first, last):
+                total = sums[n - first, i - start]
+                out[i, n + shift] = scaled(total, w_scales[n], x_scales[row + i])
+
+
+@compiled
+def _tile_sums(
+    x: AnyArray,
+    row: int,
+    rows: int,
+    w: AnyArray,
+    first: int,
+    last: int,
+    from_memory: bool,
+    sums: AnyArray,
+) -> None:
+    """sums[j, i] = the sum of activation row `row + i` and weight row `first + j`, up to SUMS rows.
+
+    Piece by piece, so that a piece of the rows stays while all weights of the panel pass.
+    """
+    for j in range(last - first):
+        for i in range(SUMS):
+            sums[j, i] = 0
+    width = w.shape[1]
+    units = width // ROW_MULTIPLE
+    pieces = (width + _PIECE - 1) // _PIECE
+    for piece in range(pieces):
+        begin = units * piece // pieces * ROW_MULTIPLE
+        end = units * (piece + 1) // pieces * ROW_MULTIPLE
         for n in range(first, last):
-            if tile == 0:
-                _first(size, x, m, w, n, sums)
+            if from_memory:
+                _first(x, row, rows, w, n, begin, end, sums, n - first)
             else:
-                _later(size, x, m, w, n, sums)
-            for i in range(size):
-                out[start + i, n + shift] = scaled(sums[i], w_scales[n], x_scales[m + i])
+                _later(x, row, rows, w, n, begin, end, sums, n - first)

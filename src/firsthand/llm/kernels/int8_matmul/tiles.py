@@ -1,10 +1,10 @@
-"""A tile of the INT8 product in registers: M rows of activations times N rows of weights.
+"""A tile of the INT8 product in registers: up to eight rows of activations times a row of weights.
 
-Both operands lie row by row along the sum, so nothing is rearranged: each of the M · N sums has a
-vector of its own, eight partial sums wide, and the loop goes over the row in pieces of 16. With
-x86's AVX2 one instruction, `vpmaddwd`, multiplies 16 pairs of 16-bit integers and adds neighbours.
-A tile of M x N loads M + N vectors for M · N of these, so larger tiles wait less for the caches,
-until the 16 registers are full.
+Both operands lie row by row along the sum, so nothing is rearranged: each sum has a vector of its
+own, eight partial sums wide, and the loop goes along the rows in pieces of 16. With x86's AVX2 one
+instruction, `vpmaddwd`, multiplies 16 pairs of 16-bit integers and adds neighbours. All rows of a
+tile share the loaded and widened weights. A single row of activations meets eight rows of weights,
+one after the other.
 
 Numba's own loops keep one sum per loop at best; LLVM then loses the instruction among several
 sums, so the tile is written in LLVM's language. Source: Goto & van de Geijn 2008, sections 4 and 5
@@ -23,9 +23,14 @@ from firsthand.llm.kernels.compiling import emitted
 
 # Integers of one step along the sum; rows are padded with zeros to a multiple.
 STEP = 16
+# Steps in one turn of the loop over a single row: 64 weights, a cache line.
+UNROLLED = 4
+# Sums that a tile writes, whether it has as many or not.
+SUMS = 8
 
 _BYTE, _SHORT, _INT, _LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_SUMS = ir.VectorType(_INT, STEP // 2)
+_VECTOR = ir.VectorType(_INT, STEP // 2)
+_NOTHING = ir.Constant(_VECTOR, [0] * (STEP // 2))
 _PADDWD = "llvm.x86.avx2.pmadd.wd"
 # From eight vectors to the vector of their sums: the lanes of a pair that meet at each level.
 _HALVES = (
@@ -40,39 +45,37 @@ def has_pair_products() -> bool:
     return bool(binding.get_host_cpu_features().get("avx2", False))
 
 
-def dot_tile(rows: int, columns: int, unrolled: int = 1, ahead: int = 0) -> Callable[..., None]:
-    """A compiled function (x, row, w, column, sums) -> None.
+def dot_tiles(*, from_memory: bool) -> Callable[..., None]:
+    """A compiled function (x, row, rows, w, column, first, last, sums, place) -> None.
 
-    It writes Σ_k x[row + i, k] · w[column + j, k] to sums[i · columns + j].
+    It adds Σ_k x[row + i, k] · w[column, k], for k from first to last, to sums[place, i], for each
+    i below rows, which is 1 to SUMS. So a caller can cut a long sum into pieces that stay in the
+    innermost cache.
 
     Args:
-        rows, columns: of the tile.
-        unrolled: steps in one turn of the loop.
-        ahead: bytes of w to ask of memory in advance, for a w that comes from there; 0 is none.
+        from_memory: w is read for the first time: the next row's piece is asked for in advance.
 
-    The function takes x as int16 (m, k), w as int8 (n, k) and sums as int32, all C-contiguous; k
-    is a multiple of STEP · unrolled and above 0. Of several sums it writes a multiple of eight,
-    zeros behind the last.
+    The function takes x as int16 (m, k), w as int8 (n, k) and sums as int32 (places, SUMS), all
+    C-contiguous; last - first is a multiple of STEP and above 0.
     """
 
     @emitted
-    def tile(context: Any, x: Any, row: Any, w: Any, column: Any, sums: Any) -> Any:
-        signature = types.void(x, types.int64, w, types.int64, sums)
+    def tile(
+        context: Any, x: Any, row: Any, rows: Any, w: Any, column: Any, first: Any, last: Any,
+        sums: Any, place: Any,
+    ) -> Any:  # fmt: skip
+        number = types.int64
+        signature = types.void(x, number, number, w, number, number, number, sums, number)
 
         def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            left, right, out = (
-                target.make_array(signature.args[place])(target, builder, arguments[place])
-                for place in (0, 2, 4)
-            )
-            width = builder.extract_value(right.shape, 1)
-            places = [builder.mul(arguments[place], width) for place in (1, 3)]
-            function = _tile_function(builder.module, rows, columns, unrolled, ahead)
-            data = [
-                builder.bitcast(array.data, taken.type)
-                for array, taken in zip((left, right, out), function.args[:3], strict=True)
-            ]
-            starts = [builder.gep(data[i], [places[i]]) for i in range(2)]
-            builder.call(function, [*starts, data[2], width])
+            x, row, rows, w, column, first, last, sums, place = arguments
+            kinds = [signature.args[place] for place in (0, 3, 7)]
+            x, w, sums, width = _pointers(target, builder, kinds, (x, w, sums))
+            x = builder.gep(x, [builder.add(builder.mul(row, width), first)])
+            w = builder.gep(w, [builder.add(builder.mul(column, width), first)])
+            sums = builder.gep(sums, [builder.mul(place, _LONG(SUMS))])
+            given = [x, w, sums, width, builder.sub(last, first)]
+            _call_for(builder, rows, given, from_memory)
             return target.get_dummy_value()
 
         return signature, generate
@@ -80,89 +83,152 @@ def dot_tile(rows: int, columns: int, unrolled: int = 1, ahead: int = 0) -> Call
     return tile
 
 
-def _tile_function(module: Any, rows: int, columns: int, unrolled: int, ahead: int) -> Any:
-    """`void (int16 *x, int8 *w, int32 *sums, int64 width)` in this module.
+def dot_rows(*, ahead: int) -> Callable[..., None]:
+    """A compiled function (x, row, w, column, sums) -> None.
+
+    It writes Σ_k x[row, k] · w[column + j, k] to sums[0, j], for each j below SUMS. One weight row
+    is read after the other, as they lie in memory, and the eight vectors are summed together.
+
+    Args:
+        ahead: bytes of w to ask of memory in advance.
+
+    The function takes arrays as that of `dot_tiles` does; k is a multiple of STEP · UNROLLED.
+    """
+
+    @emitted
+    def tile(context: Any, x: Any, row: Any, w: Any, column: Any, sums: Any) -> Any:
+        signature = types.void(x, types.int64, w, types.int64, sums)
+
+        def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            x, row, w, column, sums = arguments
+            kinds = [signature.args[place] for place in (0, 2, 4)]
+            x, w, sums, width = _pointers(target, builder, kinds, (x, w, sums))
+            x = builder.gep(x, [builder.mul(row, width)])
+            w = builder.gep(w, [builder.mul(column, width)])
+            given = [x, w, sums, width, width]
+            builder.call(_rows_function(builder.module, ahead), given)
+            return target.get_dummy_value()
+
+        return signature, generate
+
+    return tile
+
+
+def _pointers(target: Any, builder: Any, kinds: Any, arrays: Any) -> tuple[Any, Any, Any, Any]:
+    """To the first elements of x, w and sums, and the width of a row of x and w."""
+    x, w, sums = (
+        target.make_array(kind)(target, builder, array)
+        for kind, array in zip(kinds, arrays, strict=True)
+    )
+    found = (
+        builder.bitcast(array.data, kind.as_pointer())
+        for array, kind in ((x, _SHORT), (w, _BYTE), (sums, _INT))
+    )
+    return *found, builder.extract_value(w.shape, 1)
+
+
+def _call_for(builder: Any, rows: Any, given: list[Any], from_memory: bool) -> None:
+    """Call the tile of so many rows, a number that is known when the code runs."""
+    done = builder.append_basic_block("tiled")
+    sizes = [builder.append_basic_block(f"rows_{size}") for size in range(1, SUMS + 1)]
+    chosen = builder.switch(rows, sizes[-1])
+    for size, block in enumerate(sizes, 1):
+        chosen.add_case(_LONG(size), block)
+        builder.position_at_end(block)
+        builder.call(_tile_function(builder.module, size, from_memory), given)
+        builder.branch(done)
+    builder.position_at_end(done)
+
+
+def _tile_function(module: Any, rows: int, from_memory: bool) -> Any:
+    def body(builder: Any, x: Any, w: Any, sums: Any, width: Any, count: Any) -> None:
+        left = [builder.gep(x, [builder.mul(width, _LONG(i))]) for i in range(rows)]
+        totals = _loop(builder, left, w, count, 1, width if from_memory else None)
+        place = builder.bitcast(sums, _VECTOR.as_pointer())
+        before = builder.load(place)
+        before.align = 4
+        builder.store(builder.add(before, _sums(builder, totals)), place).align = 4
+
+    return _function(module, f"firsthand_dot_tile_{rows}_{from_memory}", body)
+
+
+def _rows_function(module: Any, ahead: int) -> Any:
+    def body(builder: Any, x: Any, w: Any, sums: Any, width: Any, count: Any) -> None:
+        totals = []
+        for j in range(SUMS):
+            row = builder.gep(w, [builder.mul(width, _LONG(j))])
+            totals += _loop(builder, [x], row, count, UNROLLED, _LONG(ahead))
+        place = builder.bitcast(sums, _VECTOR.as_pointer())
+        builder.store(_sums(builder, totals), place).align = 4
+
+    return _function(module, f"firsthand_dot_rows_{ahead}", body)
+
+
+def _function(module: Any, name: str, body: Callable[..., None]) -> Any:
+    """`void (int16 *x, int8 *w, int32 *sums, int64 width, int64 count)` in this module.
 
     A function that is not inlined: beside other code in one function, LLVM keeps some of the sums
     in memory, and the loop takes twice as long.
     """
-    name = f"firsthand_dot_tile_{rows}x{columns}_{unrolled}_{ahead}"
     if name in module.globals:
         return module.globals[name]
     kinds = [kind.as_pointer() for kind in (_SHORT, _BYTE, _INT)]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*kinds, _LONG]), name)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*kinds, _LONG, _LONG]), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block())
-    x, w, out, width = function.args
-    left = [builder.gep(x, [builder.mul(width, _LONG(i))]) for i in range(rows)]
-    right = [builder.gep(w, [builder.mul(width, _LONG(j))]) for j in range(columns)]
-    _store_sums(builder, _loop(builder, left, right, width, unrolled, ahead), out)
+    body(builder, *function.args)
     builder.ret_void()
     return function
 
 
 def _loop(
-    builder: Any, left: list[Any], right: list[Any], width: Any, unrolled: int, ahead: int
+    builder: Any, left: list[Any], w: Any, count: Any, unrolled: int, ahead: Any
 ) -> list[Any]:
-    """The loop along the sum: a vector of partial sums for each pair of rows."""
+    """The loop along the sum: a vector of partial sums for each row of x."""
     before = builder.block
     body, after = builder.append_basic_block("step"), builder.append_basic_block("summed")
     builder.branch(body)
     builder.position_at_end(body)
     k = builder.phi(_LONG)
     k.add_incoming(_LONG(0), before)
-    kept = [builder.phi(_SUMS) for _ in range(len(left) * len(right))]
+    kept = [builder.phi(_VECTOR) for _ in left]
     for total in kept:
-        total.add_incoming(ir.Constant(_SUMS, [0] * (STEP // 2)), before)
+        total.add_incoming(_NOTHING, before)
     totals = list(kept)
     for turn in range(unrolled):
         place = builder.add(k, _LONG(STEP * turn))
-        weights = [
-            builder.sext(_load(builder, row, place, _BYTE), ir.VectorType(_SHORT, STEP))
-            for row in right
-        ]
+        weights = builder.sext(_load(builder, w, place, _BYTE), ir.VectorType(_SHORT, STEP))
         for i, row in enumerate(left):
             x = _load(builder, row, place, _SHORT)
-            for j, w in enumerate(weights):
-                here = i * len(right) + j
-                totals[here] = builder.add(totals[here], _pair_products(builder, x, w))
-    if ahead:
+            totals[i] = builder.add(totals[i], _pair_products(builder, x, weights))
+    if ahead is not None:
         arguments = [_BYTE.as_pointer(), _INT, _INT, _INT]
-        fetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
-        for row in right:
-            # To be read, kept in the outer caches only, data.
-            place = builder.gep(row, [builder.add(k, _LONG(ahead))])
-            builder.call(fetch, [place, _INT(0), _INT(2), _INT(1)])
+        fetch = _intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+        # To be read, kept in the outer caches only, data.
+        place = builder.gep(w, [builder.add(k, ahead)])
+        builder.call(fetch, [place, _INT(0), _INT(2), _INT(1)])
     following = builder.add(k, _LONG(STEP * unrolled))
     k.add_incoming(following, body)
     for total, fresh in zip(kept, totals, strict=True):
         total.add_incoming(fresh, body)
-    builder.cbranch(builder.icmp_signed("<", following, width), body, after)
+    builder.cbranch(builder.icmp_signed("<", following, count), body, after)
     builder.position_at_end(after)
     return totals
 
 
-def _store_sums(builder: Any, totals: list[Any], out: Any) -> None:
-    """The sum of each vector, eight vectors at a time by adding halves of pairs; one by itself."""
-    if len(totals) == 1:
-        add = _function(builder, "llvm.vector.reduce.add.v8i32", _INT, [_SUMS])
-        builder.store(builder.call(add, totals), out)
-        return
-    nothing = ir.Constant(_SUMS, [0] * (STEP // 2))
-    for first in range(0, len(totals), 8):
-        level = totals[first : first + 8]
-        level += [nothing] * (8 - len(level))
-        for even, odd in _HALVES:
-            level = [
-                builder.add(
-                    builder.shuffle_vector(a, b, ir.Constant(_SUMS, even)),
-                    builder.shuffle_vector(a, b, ir.Constant(_SUMS, odd)),
-                )
-                for a, b in zip(level[::2], level[1::2], strict=True)
-            ]
-        place = builder.bitcast(builder.gep(out, [_LONG(first)]), _SUMS.as_pointer())
-        builder.store(level[0], place).align = 4
+def _sums(builder: Any, totals: list[Any]) -> Any:
+    """The sums of up to eight vectors as one vector, by adding halves of pairs."""
+    level = totals + [_NOTHING] * (SUMS - len(totals))
+    for even, odd in _HALVES:
+        level = [
+            builder.add(
+                builder.shuffle_vector(a, b, ir.Constant(_VECTOR, even)),
+                builder.shuffle_vector(a, b, ir.Constant(_VECTOR, odd)),
+            )
+            for a, b in zip(level[::2], level[1::2], strict=True)
+        ]
+    return level[0]
 
 
 def _load(builder: Any, row: Any, place: Any, kind: Any) -> Any:
@@ -175,17 +241,17 @@ def _load(builder: Any, row: Any, place: Any, kind: Any) -> Any:
 def _pair_products(builder: Any, x: Any, w: Any) -> Any:
     """x0 w0 + x1 w1, x2 w2 + x3 w3, ... in 32 bits."""
     if has_pair_products():
-        multiply = _function(builder, _PADDWD, _SUMS, [x.type, w.type])
+        multiply = _intrinsic(builder, _PADDWD, _VECTOR, [x.type, w.type])
         return builder.call(multiply, [x, w])
     nothing = ir.Constant(x.type, ir.Undefined)
     halves = []
     for first in (0, 1):
-        picked = ir.Constant(_SUMS, list(range(first, STEP, 2)))
-        pair = [builder.sext(builder.shuffle_vector(v, nothing, picked), _SUMS) for v in (x, w)]
+        picked = ir.Constant(_VECTOR, list(range(first, STEP, 2)))
+        pair = [builder.sext(builder.shuffle_vector(v, nothing, picked), _VECTOR) for v in (x, w)]
         halves.append(builder.mul(*pair))
     return builder.add(*halves)
 
 
-def _function(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+def _intrinsic(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     known = builder.module.globals.get(name)
     return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)

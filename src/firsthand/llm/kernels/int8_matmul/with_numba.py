@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from firsthand.llm.kernels.compiling import compiled
 from firsthand.llm.kernels.int8_matmul import with_torch
-from firsthand.llm.kernels.int8_matmul.panels import PANEL, SUMS, padded, panel_products
+from firsthand.llm.kernels.int8_matmul.panels import PANEL, padded, panel_products
+from firsthand.llm.kernels.int8_matmul.tiles import SUMS
 from firsthand.llm.kernels.threads import by_rows
 
 AnyArray = NDArray[Any]
@@ -39,7 +40,7 @@ def int8_matmul(
     out = x.new_empty((len(x), len(w)), dtype=torch.float32)
     panels = -(-len(w) // PANEL)
     # A place for each panel, so that threads share none.
-    sums = np.empty((panels, SUMS), np.int32)
+    sums = np.empty((panels, PANEL, SUMS), np.int32)
     arrays = (tensor.contiguous().numpy() for tensor in (x, x_scales, w, w_scales))
     by_rows(_panels, panels, x.numel() * len(w) // PANEL, *arrays, sums, out.numpy())
     return out

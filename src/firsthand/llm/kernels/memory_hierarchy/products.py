@@ -222,7 +222,9 @@ def panel_product(m: int, n: int, k: int, cache: int, line: int = LINE) -> Traff
     - 2 m k + 2 PANEL k + the panel's columns of y: to x for the next panel, a panel less for the
       first tile and the last. If not, x is read n / PANEL times. One tile is always there.
 
-    Rows are padded to a multiple of 64; the copy that this takes is not counted.
+    Rows are padded to a multiple of 64; the copy that this takes is not counted. The kernel cuts
+    long rows into pieces for the innermost cache, which changes nothing behind a cache that holds a
+    tile of x.
 
     Raises:
         TrafficError: a size below 1, a negative cache.
