@@ -205,9 +205,9 @@ def _loop(
     if ahead is not None:
         arguments = [_BYTE.as_pointer(), _INT, _INT, _INT]
         fetch = _intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
-        # To be read, kept in the outer caches only, data.
+        # To be read, kept in all caches, data.
         place = builder.gep(w, [builder.add(k, ahead)])
-        builder.call(fetch, [place, _INT(0), _INT(2), _INT(1)])
+        builder.call(fetch, [place, _INT(0), _INT(3), _INT(1)])
     following = builder.add(k, _LONG(STEP * unrolled))
     k.add_incoming(following, body)
     for total, fresh in zip(kept, totals, strict=True):
