@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firsthand.llm.inference.cpu.atomics import APART
+from firsthand.llm.inference.cpu.attention import TOGETHER, padded_head
 from firsthand.llm.inference.cpu.calls import MOST_THREADS
 from firsthand.llm.inference.cpu.crew import Crew
 from firsthand.llm.inference.cpu.step import ROW_PANEL, Cache, Shape, Work
@@ -174,7 +175,7 @@ def _shape(config: ModelConfig) -> Shape:
 
 def _cache(config: ModelConfig, slots: int, capacity: int) -> Cache:
     scales = (config.n_layers, slots, config.kv_heads, capacity)
-    integers = (*scales, config.head_width)
+    integers = (*scales, padded_head(config.head_width))
     return Cache(
         aligned(integers, np.int8),
         aligned(scales, np.float32),
@@ -184,7 +185,7 @@ def _cache(config: ModelConfig, slots: int, capacity: int) -> Cache:
 
 
 def _work(config: ModelConfig, rows: int, wanted: int, capacity: int, threads: int) -> Work:
-    mixed = config.n_heads * config.head_width
+    mixed, head = config.n_heads * config.head_width, padded_head(config.head_width)
     widest = max(PANEL, ROW_PANEL, config.head_width)
     block = (threads, rows, widest)
 
@@ -198,7 +199,7 @@ def _work(config: ModelConfig, rows: int, wanted: int, capacity: int, threads: i
         wanted=np.zeros(wanted, np.int32),
         logits=aligned((wanted, config.vocab_size), np.float32),
         stream=aligned((rows, config.d_model), np.float32),
-        queries=aligned((rows, config.n_heads, config.head_width), np.float32),
+        queries=aligned((config.n_heads, rows, head), np.float32),
         mixed=aligned((rows, mixed), np.float32),
         hidden=aligned((rows, config.hidden_width), np.float32),
         model_integers=integers(config.d_model),
@@ -208,7 +209,8 @@ def _work(config: ModelConfig, rows: int, wanted: int, capacity: int, threads: i
         normed=aligned((threads, config.d_model), np.float32),
         block=aligned(block, np.float32),
         other_block=aligned(block, np.float32),
-        scores=aligned((threads, capacity), np.float32),
+        scores=aligned((threads, TOGETHER, capacity), np.float32),
+        outputs=aligned((threads, TOGETHER, head), np.float32),
         sums=aligned((threads, widest, SUMS), np.int32),
         counters=np.zeros(3 * threads * APART, np.int64),
     )

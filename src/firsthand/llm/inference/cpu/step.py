@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firsthand.llm.inference.cpu.atomics import ZERO, barrier, forget_portions, take_portion
-from firsthand.llm.inference.cpu.attention import attend, turn
+from firsthand.llm.inference.cpu.attention import TOGETHER, attend, turn
 from firsthand.llm.inference.cpu.calls import (
     arrivals,
     next_call,
@@ -32,8 +32,6 @@ from firsthand.llm.kernels.int8_matmul.panels import PANEL, panel_products, quan
 
 AnyArray = NDArray[Any]
 
-# Rows whose attention in one head is one portion of work.
-PORTION = 4
 # Weight rows of a portion when there is one row of activations: some microseconds' reading.
 ROW_PANEL = 64
 
@@ -57,7 +55,7 @@ class Shape(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys after RoPE, and values: int8 (layers, slots, kv_heads, capacity, width).
+    """Keys after RoPE, and values: int8 (layers, slots, kv_heads, capacity, padded width).
 
     The steps of their grids are float32 (layers, slots, kv_heads, capacity).
     """
@@ -76,7 +74,7 @@ class Work(NamedTuple):
         wanted: int32, the rows whose logits are asked for.
         logits: float32 (wanted, vocab).
         stream: float32 (rows, d_model), the residual stream.
-        queries: float32 (rows, heads, width), after RoPE.
+        queries: float32 (heads, rows, padded width), after RoPE.
         mixed: float32 (rows, heads · width), what attention gives.
         hidden: float32 (rows, d_ff).
         model_integers, mix_integers, hidden_integers: int16, (rows + threads, padded width): the
@@ -84,7 +82,8 @@ class Work(NamedTuple):
         scales: float32 (rows + threads,), of these.
         normed: float32 (threads, d_model), scratch.
         block, other_block: float32 (threads, rows, widest panel), scratch.
-        scores: float32 (threads, capacity), scratch.
+        scores, outputs: float32 (threads, TOGETHER, capacity), (threads, TOGETHER, padded width),
+            scratch.
         sums: int32 (threads, widest panel, SUMS), scratch.
         counters: int64, see `take_portion`; 0 before a call.
     """
@@ -106,6 +105,7 @@ class Work(NamedTuple):
     block: AnyArray
     other_block: AnyArray
     scores: AnyArray
+    outputs: AnyArray
     sums: AnyArray
     counters: AnyArray
 
@@ -296,7 +296,7 @@ def _heads(
                 turn(x, weights.cos[position], weights.sin[position])
             if head < shape.heads:
                 for i in range(width):
-                    work.queries[row, head, i] = x[i]
+                    work.queries[head, row, i] = x[i]
             elif head < shape.heads + shape.kv_heads:
                 shared = head - shape.heads
                 cache.key_scales[layer, slot, shared, position] = quantize_row(
@@ -321,29 +321,47 @@ def _attention(
     work: Work,
 ) -> None:
     """A portion is a few rows of one head."""
-    groups = (rows + PORTION - 1) // PORTION
+    groups = (rows + TOGETHER - 1) // TOGETHER
     while True:
         portion = take_portion(work.counters, met, thread, threads, groups * shape.heads)
         if portion < 0:
             return
         head, group = portion // groups, portion % groups
-        for row in range(group * PORTION, min(rows, (group + 1) * PORTION)):
-            _attend(thread, head, row, layer, shape, cache, work)
+        first, last = group * TOGETHER, min(rows, (group + 1) * TOGETHER)
+        slot = work.slots[first]
+        together = last - first == TOGETHER
+        for row in range(first, last):
+            together = together and work.slots[row] == slot
+        if together:
+            _attend(thread, head, first, last, layer, shape, cache, work)
+        else:
+            for row in range(first, last):
+                _attend(thread, head, row, row + 1, layer, shape, cache, work)
 
 
 @compiled
 def _attend(
-    thread: int, head: int, row: int, layer: int, shape: Shape, cache: Cache, work: Work
+    thread: int,
+    head: int,
+    first: int,
+    last: int,
+    layer: int,
+    shape: Shape,
+    cache: Cache,
+    work: Work,
 ) -> None:
-    slot = work.slots[row]
+    """One head of one row, or of TOGETHER rows of one text."""
+    slot, out = work.slots[first], work.outputs[thread]
     shared = head * shape.kv_heads // shape.heads
-    width = shape.width
     attend(
-        work.queries[row, head], shape.score_scale, cache.keys[layer, slot, shared],
-        cache.key_scales[layer, slot, shared], cache.values[layer, slot, shared],
-        cache.value_scales[layer, slot, shared], work.positions[row] + 1,
-        work.scores[thread], work.mixed[row, head * width : head * width + width],
+        work.queries[head], first, work.positions[first:last], shape.score_scale,
+        cache.keys[layer, slot, shared], cache.key_scales[layer, slot, shared],
+        cache.values[layer, slot, shared], cache.value_scales[layer, slot, shared],
+        work.scores[thread], out,
     )  # fmt: skip
+    for row in range(first, last):
+        for i in range(shape.width):
+            work.mixed[row, head * shape.width + i] = out[row - first, i]
 
 
 @compiled
