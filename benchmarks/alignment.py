@@ -1,13 +1,16 @@
 """What the alignment methods come to, and what a step of them costs beside TRL.
 
 accuracy: one pretrained nano checkpoint, and from it for each seed a fine-tuned model, and from
-that one each of DPO, PPO and GRPO, all as the methods' presets have it. The accuracy is that of the
+that one each of DPO, PPO and GRPO, all as the methods' presets have it but for one setting: the
+rate of the fine-tuning stays constant (`START`), as it does where training is to go on. A start
+whose rate has decayed knows more and gains less (docs/alignment.md). The accuracy is that of the
 last line of each run: greedy answers to the held-out tasks, over all three splits (other numbers,
 other phrasings, both). A gain is in points over the fine-tuned model that the method began with,
 on the same questions. The KL is that to the fine-tuned model, nats per answer. `formed` is the
 share that has the form of an answer: where it rises and the accuracy on new phrasings does not, the
 policy has learnt to please the program. Minutes are those of the fine-tuning and of the methods,
-all seeds, evaluations included, without the pretraining.
+all seeds, evaluations included, without the pretraining; beside them stand the minutes of the
+processor, which other work on the machine makes less worse.
 
 steps: see `benchmarks.alignment_steps`.
 """
@@ -46,6 +49,7 @@ from firsthand.llm.training.runs import Run
 
 PARTS = ("accuracy", "steps")
 SFT, FROM_SFT = "sft", ("dpo", "ppo", "grpo")
+START = ("schedule.kind=constant",)
 FIGURES = ("accuracy", "accuracy_numbers", "accuracy_phrasings", "accuracy_both", "formed", "kl")
 COLUMNS = ("method", "accuracy", "gain", "numbers", "phrasings", "both", "formed", "KL")
 Figures = dict[str, float]
@@ -60,13 +64,13 @@ def pretrained(folder: Path) -> Path:
 
 
 def aligned(folder: Path, base: Path, method: str, overrides: Sequence[str]) -> Figures:
-    """The last figures of a run of the method, and its "seconds"."""
+    """The last figures of a run of the method, its "seconds" and those of the processor."""
     of_alignment, of_config = split_overrides(overrides)
     settings = read_settings(with_overrides({}, of_alignment))
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     run = start_alignment(folder, base, method, settings, of_config, FAST)
-    seconds = time.perf_counter() - start
-    return {**last_figures(run), "seconds": seconds}
+    seconds, processor = time.perf_counter() - start, time.process_time() - busy
+    return {**last_figures(run), "seconds": seconds, "processor_seconds": processor}
 
 
 def last_figures(run: Run) -> Figures:
@@ -89,7 +93,7 @@ def all_runs(
     for seed in range(seeds):
         # The methods take over the seed of their base, and with it the held-out questions.
         start = folder / f"{SFT}-{seed}"
-        before = aligned(start, base, SFT, [*overrides, f"seed={seed}"])
+        before = aligned(start, base, SFT, [*START, *overrides, f"seed={seed}"])
         found[SFT].append(before)
         _say(SFT, seed, before)
         for method in FROM_SFT:
@@ -101,7 +105,10 @@ def all_runs(
 
 
 def _say(method: str, seed: int, figures: Figures) -> None:
-    text = f"{method}, seed {seed}: {figures['accuracy']:.1%}, {figures['seconds']:.0f} s"
+    text = (
+        f"{method}, seed {seed}: {figures['accuracy']:.1%}, {figures['seconds']:.0f} s, of the "
+        f"processor {figures['processor_seconds']:.0f} s"
+    )
     Console(stderr=True).print(text, highlight=False)
 
 
@@ -117,7 +124,9 @@ def accuracy_results(found: dict[str, list[Figures]]) -> dict[str, Any]:
             results[f"{method}_gain"] = _mean(runs, "gain")
             results[f"{method}_gain_seeds"] = [run["gain"] for run in runs]
     results["kl"] = {method: _mean(found[method], "kl") for method in FROM_SFT}
-    results["minutes"] = sum(run["seconds"] for runs in found.values() for run in runs) / 60
+    all_found = [run for runs in found.values() for run in runs]
+    results["minutes"] = sum(run["seconds"] for run in all_found) / 60
+    results["processor_minutes"] = sum(run["processor_seconds"] for run in all_found) / 60
     return results
 
 
@@ -163,7 +172,10 @@ def measured_accuracy(given: argparse.Namespace, folder: Path) -> dict[str, Any]
         table.add_row(*row)
     console = Console()
     console.print(table)
-    text = f"seeds: {given.seeds}, mean (least, most); {results['minutes']:.1f} minutes in all"
+    text = (
+        f"seeds: {given.seeds}, mean (least, most); {results['minutes']:.1f} minutes in all, "
+        f"{results['processor_minutes']:.1f} of the processor"
+    )
     console.print(text, markup=False, highlight=False)
     return results
 

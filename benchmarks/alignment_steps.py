@@ -251,7 +251,9 @@ def our_side(method: str, folder: Path, setting: Setting) -> Measured:
         path = folder / f"{os.getpid()}-{FILE}"
         table = ReferenceTable(path, "benchmark", len(pairs))
         data = PairData(pairs[:-1], pairs[-1:])
-        task: Any = DpoTask(data, table, config, DpoSettings(), world, padding=template.end)
+        task: Any = DpoTask(
+            data, table, config, DpoSettings(likelihood=0.0), world, padding=template.end
+        )
         table.fill(model, pairs, task.needed(), setting.pairs)
         known = pair_sum(pairs[:-1])
     else:
@@ -289,6 +291,7 @@ def grpo_settings(setting: Setting) -> GrpoSettings:
         group=setting.group,
         minibatch=answers,
         max_new_tokens=setting.new_tokens,
+        kl_coefficient=0.02,
     )
 
 

@@ -36,6 +36,8 @@ from firsthand.course.tasks import Tasks
 from firsthand.course.verdicts import Outcome, Verdict
 from firsthand.course.workspace import Workspace
 
+Command = Callable[..., tuple[int, str, str]]
+
 PATIENCE = 30.0  # seconds; a loaded machine is slow, and no test is about time
 ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|[()][A-Z0-9]|[=>])")
 LAPTOP = Machine("laptop000000", "laptop", "Linux", "3.11.7", "a processor", 8, 16 * 2**30)
@@ -324,3 +326,54 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def begun(place: Place) -> Place:
     """A folder whose course was started; the first step is open."""
     return place.begin()
+
+
+def _exit_code(patch: pytest.MonkeyPatch, words: tuple[str, ...], folder: Path | None) -> int:
+    """Of the command, run in this process."""
+    import torch  # most tests of the command do without it
+
+    torch.set_num_threads(1)
+    if folder is not None:
+        patch.chdir(folder)
+    patch.setattr(sys, "argv", ["firsthand", *words])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+@pytest.fixture
+def firsthand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command in this process: exit code, standard output, standard error."""
+
+    def run(*words: str, folder: Path | None = None) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = _exit_code(monkeypatch, words, folder)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def prepare() -> Callable[..., None]:
+    """Run a command that has to succeed, for what the tests of a module share."""
+
+    def run(folder: Path, *words: str) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FIRSTHAND_TRACEBACK", "1")
+            assert _exit_code(patch, words, folder) == 0
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with text to train on in its folder `texts`."""
+    path: Path = tmp_path_factory.mktemp("place")
+    (path / "texts").mkdir()
+    for number in range(20):
+        lines = "\n".join(f"{number} plus {k} makes {number + k}, so it goes." for k in range(40))
+        (path / "texts" / f"{number}.txt").write_text(lines, encoding="utf-8")
+    return path

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from firsthand.app.cli import main as cli
 from firsthand.llm.model.config import ModelConfig
 from firsthand.llm.parts import FAST
 from firsthand.llm.tokenizer.chat import CHAT_TOKENS
@@ -18,6 +17,7 @@ from firsthand.llm.tokenizer.tokenizer import Tokenizer
 from firsthand.llm.training.config import DataSettings, RunConfig, TrainingSettings
 from firsthand.llm.training.pretraining import start_run
 
+Command = Callable[..., tuple[int, str, str]]
 SMALL = (
     "training.steps=2",
     "training.batch_size=4",
@@ -31,6 +31,7 @@ SMALL = (
     "grpo.group=2",
     "grpo.minibatch=4",
     "ppo.rollout_batch=4",
+    "ppo.samples=2",
     "ppo.minibatch=4",
 )
 
@@ -76,27 +77,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("base"), CHAT_TOKENS)
 
 
-@pytest.fixture
-def firsthand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    """Run the command in this process: exit code, standard output, standard error."""
-
-    def run(*typed: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["firsthand", *typed])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 @pytest.mark.parametrize("method", ["dpo", "reward", "grpo", "ppo"])
 def test_each_method_makes_a_run_that_can_go_on(
-    firsthand, base: Path, tmp_path: Path, method: str
+    firsthand: Command, base: Path, tmp_path: Path, method: str
 ) -> None:
     out = tmp_path / "run"
     code, said, error = firsthand(
@@ -114,7 +97,7 @@ def test_each_method_makes_a_run_that_can_go_on(
     assert "Going on after step 2." in said
 
 
-def test_adapters_alone(firsthand, base: Path, tmp_path: Path) -> None:
+def test_adapters_alone(firsthand: Command, base: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code, _, error = firsthand(
         "align", str(base), "-m", "dpo", "--lora", "2", "-o", str(out), *words()
@@ -142,7 +125,7 @@ def test_adapters_alone(firsthand, base: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_refused(
-    firsthand, base: Path, tmp_path: Path, typed: list[str], said: str
+    firsthand: Command, base: Path, tmp_path: Path, typed: list[str], said: str
 ) -> None:
     code, out, error = firsthand(
         "align", *(word.replace("{base}", str(base)) for word in typed), *out_of(typed, tmp_path)
@@ -157,14 +140,14 @@ def out_of(typed: list[str], folder: Path) -> list[str]:
     return [] if "--resume" in typed else ["--out", str(folder / "run")]
 
 
-def test_a_tokenizer_without_chat_tokens(firsthand, tmp_path: Path) -> None:
+def test_a_tokenizer_without_chat_tokens(firsthand: Command, tmp_path: Path) -> None:
     plain = trained(tmp_path / "plain", ())
     code, _, error = firsthand("align", str(plain), "-m", "dpo", "-o", str(tmp_path / "r"))
     assert code == 1
     assert "lacks the special tokens" in error
 
 
-def test_a_bad_record_names_file_and_line(firsthand, base: Path, tmp_path: Path) -> None:
+def test_a_bad_record_names_file_and_line(firsthand: Command, base: Path, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     good = {"prompt": "1 + 1", "chosen": "2", "rejected": "3"}
     lines = [good] * 3 + [{**good, "chosen": " "}]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from firsthand.app.cli import main as cli
 from firsthand.llm.model.config import ModelConfig
 from firsthand.llm.model.transformer import Transformer
 from firsthand.llm.parts import FAST
@@ -24,25 +22,6 @@ transformers = pytest.importorskip("transformers")
 
 TEXT = "the quick brown fox jumps over the lazy dog, 12 dogs\n" * 9
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def firsthand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process: exit code, standard output, standard error."""
-
-    def run(*words: str, folder: Path) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["firsthand", *words])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-
-from firsthand.app.cli import main as cli
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -43,47 +39,12 @@ def overrides(*settings: str) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
 
 
-@pytest.fixture
-def firsthand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process: exit code, standard output, standard error."""
-    torch.set_num_threads(1)
-
-    def run(*words: str, folder: Path) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["firsthand", *words])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(texts: Path, prepare: Callable[..., None]) -> Path:
     """A folder with a text, a trained run in runs/nano and a fine-tuned one beside it."""
-    path: Path = tmp_path_factory.mktemp("finetuning")
-    (path / "texts").mkdir()
-    for number in range(8):
-        lines = "\n".join(f"{number} plus {k} makes {number + k}, so it goes." for k in range(30))
-        (path / "texts" / f"{number}.txt").write_text(lines, encoding="utf-8")
-    torch.set_num_threads(1)
-    for words in (
-        ["train", "--preset", "nano", *overrides(*MODEL)],
-        ["finetune", "runs/nano", *overrides(*SHORT)],
-    ):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(path)
-            patch.setattr(sys, "argv", ["firsthand", *words])
-            patch.setenv("FIRSTHAND_TRACEBACK", "1")
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-        assert not ended.value.code
-    return path
+    prepare(texts, "train", "--preset", "nano", *overrides(*MODEL))
+    prepare(texts, "finetune", "runs/nano", *overrides(*SHORT))
+    return texts
 
 
 def test_the_run_stands_beside_its_base(place: Path) -> None:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-from firsthand.app.cli import main as cli
 
 Run = Callable[..., tuple[int, str, str]]
 SETTINGS = (
@@ -34,49 +30,11 @@ SETTINGS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
-def firsthand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: exit code, standard output, standard error."""
-
-    def run(*words: str, folder: Path) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["firsthand", *words])
-        monkeypatch.setenv("FIRSTHAND_TRACEBACK", "1")
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(texts: Path, prepare: Callable[..., None]) -> Path:
     """Text, and a run that was trained on it."""
-    path: Path = tmp_path_factory.mktemp("quantizing")
-    (path / "texts").mkdir()
-    for number in range(20):
-        lines = "\n".join(f"{number} plus {k} makes {number + k}, so it goes." for k in range(40))
-        (path / "texts" / f"{number}.txt").write_text(lines, encoding="utf-8")
-    torch.set_num_threads(1)
-    chosen = [word for setting in SETTINGS for word in ("--set", setting)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        patch.setattr(sys, "argv", ["firsthand", "train", "-o", "run", *chosen])
-        patch.setenv("FIRSTHAND_TRACEBACK", "1")
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert not ended.value.code
-    return path
+    prepare(texts, "train", "-o", "run", *(w for s in SETTINGS for w in ("--set", s)))
+    return texts
 
 
 def test_a_run_is_quantized_and_measured(firsthand: Run, place: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from firsthand.app.cli import main as cli
+Command = Callable[..., tuple[int, str, str]]
 
 SMALL = (
     "model.d_model=32",
@@ -32,52 +31,15 @@ TEXTS = 'data.source=["texts"]'
 FILES = {"config.toml", "run.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "data"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def settings(*more: str) -> list[str]:
     return [word for setting in (*SMALL, *more) for word in ("--set", setting)]
 
 
-@pytest.fixture
-def firsthand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    """Run the command in this process: exit code, standard output, standard error."""
-
-    def run(*words: str, folder: Path) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["firsthand", *words])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(texts: Path, prepare: Callable[..., None]) -> Path:
     """Text, and one run that `build` made of it."""
-    path: Path = tmp_path_factory.mktemp("running")
-    (path / "texts").mkdir()
-    for number in range(20):
-        lines = "\n".join(f"{number} plus {k} makes {number + k}, so it goes." for k in range(40))
-        (path / "texts" / f"{number}.txt").write_text(lines, encoding="utf-8")
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        words = ["build", "-o", "run", "--until", "train", *settings(TEXTS)]
-        patch.setattr(sys, "argv", ["firsthand", *words])
-        patch.setenv("FIRSTHAND_TRACEBACK", "1")
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert not ended.value.code
-    return path
+    prepare(texts, "build", "-o", "run", "--until", "train", *settings(TEXTS))
+    return texts
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -99,7 +61,7 @@ def test_build_leaves_a_whole_run(place: Path) -> None:
     assert names == ["step-00000008", "step-00000012"]
 
 
-def test_its_parameters_figures_and_a_text_are_shown(firsthand, place: Path) -> None:  # type: ignore[no-untyped-def]
+def test_its_parameters_figures_and_a_text_are_shown(firsthand: Command, place: Path) -> None:
     words = ("build", "-o", "shown", "--until", "train", *settings(TEXTS))
     code, out, _ = firsthand(*words, folder=place)
     assert code == 0
@@ -115,7 +77,7 @@ def test_its_parameters_figures_and_a_text_are_shown(firsthand, place: Path) -> 
     assert "\x1b" not in out
 
 
-def test_evaluate_measures_the_run_and_other_text(firsthand, place: Path) -> None:  # type: ignore[no-untyped-def]
+def test_evaluate_measures_the_run_and_other_text(firsthand: Command, place: Path) -> None:
     code, out, err = firsthand("evaluate", "run", "--overlap", "0", "--json", folder=place)
     assert code == 0, err
     found = json.loads(out)
@@ -132,7 +94,7 @@ def test_evaluate_measures_the_run_and_other_text(firsthand, place: Path) -> Non
     assert json.loads(out)["loss"] == pytest.approx(there, rel=1e-5)
 
 
-def test_generate_writes_the_same_for_a_seed(firsthand, place: Path) -> None:  # type: ignore[no-untyped-def]
+def test_generate_writes_the_same_for_a_seed(firsthand: Command, place: Path) -> None:
     words = ("generate", "run", "3 plus", "--tokens", "9", "--seed", "4")
     code, first, err = firsthand(*words, folder=place)
     assert code == 0
@@ -145,7 +107,9 @@ def test_generate_writes_the_same_for_a_seed(firsthand, place: Path) -> None:  #
     assert texts[0].removeprefix("3").strip() == texts[1].strip()
 
 
-def test_a_finished_run_can_be_made_longer_and_reported_again(firsthand, place: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_finished_run_can_be_made_longer_and_reported_again(
+    firsthand: Command, place: Path
+) -> None:
     shutil.copytree(place / "run", place / "longer")
     (place / "longer/report.html").unlink()
     code, out, err = firsthand("train", "--resume", "longer", folder=place)
@@ -193,7 +157,7 @@ def test_a_finished_run_can_be_made_longer_and_reported_again(firsthand, place: 
     ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else None,
 )
 def test_bad_input_is_one_sentence(
-    firsthand, place: Path, words: tuple[str, ...], said: str
+    firsthand: Command, place: Path, words: tuple[str, ...], said: str
 ) -> None:  # type: ignore[no-untyped-def]
     code, _, err = firsthand(*words, folder=place)
     assert code == 1, err
@@ -201,7 +165,7 @@ def test_bad_input_is_one_sentence(
     assert len(err.strip().splitlines()) == 1
 
 
-def test_a_ladder_is_timed_beside_the_ceilings(firsthand, place: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_ladder_is_timed_beside_the_ceilings(firsthand: Command, place: Path) -> None:
     words = ("kernels", "bench", "softmax", "--runs", "1", "--size", "rows=64")
     code, out, err = firsthand(*words, folder=place)
     assert code == 0, err

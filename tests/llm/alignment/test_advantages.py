@@ -61,9 +61,8 @@ def test_gae_is_its_definition_wherever_an_answer_stands(
     expected = torch.zeros(shape, dtype=torch.float64)
     for row, (start, end) in enumerate(spans):
         mask[row, start:end] = True
-        expected[row, start:end] = torch.tensor(
-            by_definition(rewards[row], values[row], start, end, gamma, lam)
-        )
+        found = by_definition(rewards[row], values[row], start, end, gamma, lam)
+        expected[row, start:end] = torch.tensor(found, dtype=torch.float64)
     # What stands outside of an answer does not count, whatever it is.
     rewards[~mask] = torch.nan
     values[~mask] = torch.nan

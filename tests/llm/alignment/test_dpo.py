@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from firsthand.llm.alignment.dpo import dpo_losses
+from firsthand.llm.alignment.dpo import dpo_losses, likelihood_losses
 from firsthand.llm.alignment.errors import AlignmentError
 
 PAIRS = 5
@@ -125,11 +125,24 @@ def test_shapes_that_differ() -> None:
         dpo_losses(two, two, one, two, beta=0.1)
 
 
-def trl_loss(four: list[Tensor], kind: str, beta: float, smoothing: float = 0.0) -> Tensor:
-    """TRL's trainer on log-probabilities of answers of one token."""
+def trl_loss(
+    four: list[Tensor],
+    kind: str,
+    beta: float,
+    smoothing: float = 0.0,
+    lengths: tuple[int, int] = (1, 1),
+) -> Tensor:
+    """TRL's trainer on log-probabilities of answers, of one token where nothing else is said.
+
+    Args:
+        lengths: tokens of the chosen answers and of the rejected ones.
+    """
     trainer = pytest.importorskip("trl").DPOTrainer
     chosen, rejected, first, second = four
-    by_token = torch.cat([chosen, rejected])[:, None]
+    longest = max(lengths)
+    tokens = torch.tensor(lengths).repeat_interleave(len(chosen))[:, None]
+    inside = torch.arange(longest) < tokens
+    by_token = torch.where(inside, torch.cat([chosen, rejected])[:, None] / tokens, 0.0)
     zeros = torch.zeros_like(by_token)
     outputs = SimpleNamespace(
         log_probs=by_token,
@@ -146,8 +159,7 @@ def trl_loss(four: list[Tensor], kind: str, beta: float, smoothing: float = 0.0)
     owner._total_train_tokens = owner._tp_size = 1
     owner.accelerator.device = torch.device("cpu")
     owner.accelerator.gather = owner.accelerator.gather_for_metrics = lambda x: x
-    mask = torch.ones(len(by_token), 2, dtype=torch.long)
-    mask[:, 0] = 0
+    mask = torch.nn.functional.pad(inside.long(), (1, 0))
     inputs = {
         "input_ids": torch.zeros_like(mask),
         "attention_mask": torch.ones_like(mask),
@@ -180,6 +192,24 @@ def test_against_trl(options: dict[str, Any], theirs: dict[str, Any]) -> None:
         got = torch.autograd.grad(ours, four[:2])
         for one, other in zip(got, torch.autograd.grad(right, four[:2]), strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_ipo_of_means_is_trls_of_longer_answers() -> None:
+    """TRL takes the mean over an answer's tokens where the paper has the whole answer."""
+    lengths = torch.tensor([3.0, 2.0])
+    four = [t[:1].detach() for t in drawn()]
+    means = [t / lengths[number % 2] for number, t in enumerate(four)]
+    ours = dpo_losses(*means, beta=0.2, kind="ipo").losses.mean()
+    torch.testing.assert_close(ours, trl_loss(four, "ipo", 0.2, lengths=(3, 2)))
+    assert not torch.allclose(ours, dpo_losses(*four, beta=0.2, kind="ipo").losses.mean())
+
+
+def test_the_likelihood_by_hand() -> None:
+    chosen = torch.tensor([-6.0, -1.0], dtype=torch.float64, requires_grad=True)
+    found = likelihood_losses(chosen, torch.tensor([3, 1]))
+    assert found.tolist() == [2.0, 1.0]
+    (gradient,) = torch.autograd.grad(found.sum(), chosen)
+    assert gradient.tolist() == pytest.approx([-1 / 3, -1.0])
 
 
 def test_a_batch_against_trl() -> None:

@@ -13,6 +13,7 @@ from firsthand.llm.alignment.preferences import encoded_pairs, task_preferences
 from firsthand.llm.alignment.reference import ReferenceTable, frozen_copy, require_same_tokens
 from firsthand.llm.alignment.settings import DpoSettings
 from firsthand.llm.data.tasks import generate_tasks
+from firsthand.llm.model.settings import SettingsError
 from firsthand.llm.tokenizer.tokenizer import Tokenizer
 from firsthand.llm.training.loop import train
 
@@ -26,7 +27,13 @@ def pairs_of(small, count: int = 10, seed: int = 1) -> PairData:
 def made(small, path: Path, model, config, **settings) -> DpoTask:
     data = pairs_of(small)
     table = ReferenceTable(path / "reference.safetensors", data.identity, 10)
-    task = DpoTask(data, table, config, DpoSettings(beta=0.5, **settings), small.alone)
+    task = DpoTask(
+        data,
+        table,
+        config,
+        DpoSettings(**{"beta": 0.5, "likelihood": 0.0, **settings}),
+        small.alone,
+    )
     table.fill(model, [*data.train, *data.validation], task.needed(), 4)
     return task
 
@@ -47,6 +54,24 @@ def test_training_separates_the_pairs(small, tmp_path: Path, kind: str) -> None:
     assert 0.3 < lines[0]["real_token_fraction"] <= 1
     measures = task.validate(model, 0)
     assert set(measures) >= {"loss", "margin", "pair_accuracy"}
+
+
+def test_the_likelihood_keeps_chosen_answers_probable(small, tmp_path: Path) -> None:
+    rewards = {}
+    for likelihood in (0.0, 2.0):
+        config, model = small.config(steps=12), small.model()
+        path = tmp_path / str(likelihood)
+        path.mkdir()
+        task = made(small, path, model, config, likelihood=likelihood)
+        training, journal = small.assembled(task, model, config)
+        train(training)
+        lines = [line for line in journal.lines if line["kind"] == "train"]
+        rewards[likelihood] = lines[-1]["chosen_reward"]
+        first = lines[0]["loss"]
+        assert (first == pytest.approx(0.693147, abs=1e-5)) == (likelihood == 0)
+    assert rewards[2.0] > rewards[0.0]
+    with pytest.raises(SettingsError, match="likelihood is at least 0"):
+        DpoSettings(likelihood=-1.0)
 
 
 def test_the_cut_into_micro_batches_does_not_matter(small, tmp_path: Path) -> None:

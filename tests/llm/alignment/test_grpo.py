@@ -51,6 +51,28 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize("mean", ["answer", "token"])
+def test_a_row_that_stands_for_many_counts_as_many(mean: Any) -> None:
+    logprobs, old, reference, advantages = drawn()
+    counts = torch.tensor([3, 1, 2])
+    options: dict[str, Any] = {"clip": 0.2, "kl_coefficient": 0.1, "mean": mean}
+    once = grpo_loss(
+        logprobs, old, advantages, MASK, reference=reference, counts=counts.double(), **options
+    )
+    rows = torch.arange(3).repeat_interleave(counts)
+    each = grpo_loss(
+        logprobs[rows],
+        old[rows],
+        advantages[rows],
+        MASK[rows],
+        reference=reference[rows],
+        **options,
+    )
+    torch.testing.assert_close(once.total, each.total)
+    assert (once.count, once.tokens) == (each.count, each.tokens)
+    assert once.sums == pytest.approx(each.sums)
+
+
+@pytest.mark.parametrize("mean", ["answer", "token"])
 def test_gradients_by_central_differences(mean: Any) -> None:
     logprobs, old, reference, advantages = drawn()
     assert torch.autograd.gradcheck(

@@ -36,8 +36,22 @@ SETTINGS: dict[str, Any] = {
         "max_new_tokens": 6,
     },
     "dpo": {"reference_batch": 5},
-    "grpo": {"prompts": 2, "group": 4, "minibatch": 4, "max_new_tokens": 5, "epochs": 2},
-    "ppo": {"rollout_batch": 8, "minibatch": 4, "max_new_tokens": 5, "kl": "adaptive"},
+    "grpo": {
+        "prompts": 2,
+        "group": 4,
+        "minibatch": 4,
+        "max_new_tokens": 5,
+        "epochs": 2,
+        # All answers of an untrained base are wrong: the penalty alone moves it.
+        "kl_coefficient": 0.02,
+    },
+    "ppo": {
+        "rollout_batch": 8,
+        "samples": 1,
+        "minibatch": 4,
+        "max_new_tokens": 5,
+        "kl": "adaptive",
+    },
 }
 OVERRIDES = (
     "training.steps=5",

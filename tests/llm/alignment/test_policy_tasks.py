@@ -16,6 +16,7 @@ from firsthand.llm.alignment.reward_model import VALUE_HEAD, head_of
 from firsthand.llm.alignment.rewards import Judgement, Question
 from firsthand.llm.alignment.settings import GrpoSettings, PpoSettings
 from firsthand.llm.data.records import Message
+from firsthand.llm.model.settings import SettingsError
 from firsthand.llm.training.loop import train
 
 Make = Callable[..., PolicyTask]
@@ -31,7 +32,8 @@ def letter_questions(small) -> list[Question]:
 
 
 def grpo(small, model, config, questions=None, **settings: Any) -> GrpoTask:
-    named = {"prompts": 4, "group": 4, "max_new_tokens": 5, "minibatch": 8, **settings}
+    named = {"prompts": 4, "group": 4, "max_new_tokens": 5, "minibatch": 8}
+    named |= {"kl_coefficient": 0.02, **settings}
     chosen = GrpoSettings(**named)
     return GrpoTask(
         model,
@@ -46,7 +48,7 @@ def grpo(small, model, config, questions=None, **settings: Any) -> GrpoTask:
 
 
 def ppo(small, model, config, questions=None, **settings: Any) -> PpoTask:
-    named = {"rollout_batch": 8, "max_new_tokens": 5, "minibatch": 4, **settings}
+    named = {"rollout_batch": 8, "samples": 1, "max_new_tokens": 5, "minibatch": 4, **settings}
     return PpoTask(
         model,
         small.tokenizer,
@@ -190,6 +192,64 @@ def test_a_round_takes_each_answer_once_an_epoch(small, make: Make) -> None:
     rounds = task.rounds
     task.next_batches()
     assert task.rounds == rounds + 1
+
+
+@MAKERS
+@pytest.mark.parametrize("kl_coefficient", [0.0, 0.1])
+def test_equal_answers_go_through_the_model_once(small, make: Make, kl_coefficient: float) -> None:
+    gradients, figures = [], []
+    for folded in (False, True):
+        model = small.model()
+        task = make(small, model, small.config(), kl_coefficient=kl_coefficient)
+        task.scores = lambda rollouts, asked: torch.arange(float(len(asked))) % 3
+        task.next_batches()
+        assert task.experience is not None
+        batch = task.experience.rows([0, 1, 2, 0, 0, 1])
+        if folded:
+            batch = task.learnt_from(batch)
+            assert len(batch.rollouts.inputs) == 3
+            assert batch.counts.tolist() == [3, 2, 1]
+        loss = task.loss(model, batch)
+        (loss.total / loss.tokens).backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+        figures.append((float(loss.total.detach()), int(loss.tokens), task.counted(batch)))
+    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_grpo_leaves_out_what_has_no_gradient(small) -> None:
+    model = small.model()
+    task = grpo(small, model, small.config(), prompts=2, group=4, minibatch=8, kl_coefficient=0.0)
+    task.scores = lambda rollouts, asked: torch.tensor([1.0, 1, 1, 1, 0, 1, 2, 3])
+    (batch,) = task.next_batches()
+    assert task.experience is not None
+    # The first group is flat; its answers still are part of the mean.
+    assert not (batch.extras["advantages"] == 0).any()
+    assert task.counted(batch) == int(task.loss(model, batch).tokens) == 8
+    whole = task.experience.rows(list(range(8)))
+    one, other = task.loss(model, batch).total, task.loss(model, whole).total
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    # With a penalty every answer has a gradient.
+    held = grpo(small, small.model(), small.config(), prompts=2, group=4, kl_coefficient=0.1)
+    held.scores = lambda rollouts, asked: torch.ones(len(asked))
+    assert sum(float(batch.counts.sum()) for batch in held.next_batches()) == 8
+    # Where nothing has one, a row stays, so that the update is an update.
+    flat = grpo(small, small.model(), small.config(), prompts=2, group=4, kl_coefficient=0.0)
+    flat.scores = lambda rollouts, asked: torch.ones(len(asked))
+    assert [len(batch.rollouts.inputs) for batch in flat.next_batches()] == [1]
+
+
+def test_ppo_may_answer_a_question_more_than_once(small) -> None:
+    task = ppo(small, small.model(), small.config(), samples=4)
+    task.next_batches()
+    assert task.experience is not None
+    inputs = task.experience.rollouts.inputs
+    assert task.answers == 8
+    starts = {tuple(row[:6].tolist()) for row in inputs}
+    assert len(starts) <= 2
+    with pytest.raises(SettingsError, match="does not divide by samples 3"):
+        PpoSettings(samples=3)
 
 
 def test_grpo_compares_answers_of_one_question(small) -> None:

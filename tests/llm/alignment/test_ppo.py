@@ -131,6 +131,32 @@ def test_minibatches_add_up() -> None:
     assert sum(r.tokens for r in rows) == whole.tokens
 
 
+def test_a_row_that_stands_for_many_counts_as_many() -> None:
+    logprobs, old, advantages, values, old_values, returns, entropies = drawn(7)
+    counts = torch.tensor([3, 2])
+    rows = torch.arange(2).repeat_interleave(counts)
+    once, each = (
+        ppo_loss(
+            logprobs[r],
+            old[r],
+            advantages[r],
+            MASK[r],
+            clip=0.2,
+            values=values[r],
+            old_values=old_values[r],
+            returns=returns[r],
+            value_clip=0.3,
+            entropies=entropies[r],
+            entropy_coefficient=0.1,
+            counts=times,
+        )
+        for r, times in ((torch.arange(2), counts.to(logprobs.dtype)), (rows, None))
+    )
+    torch.testing.assert_close(once.total, each.total)
+    assert once.tokens == each.tokens
+    assert once.sums == pytest.approx(each.sums)
+
+
 def test_the_padding_has_no_gradient_whatever_it_holds() -> None:
     logprobs, old, advantages = drawn(3)
     logprobs[~MASK] = -torch.inf

@@ -57,6 +57,29 @@ def test_rows_hold_the_prompt_then_the_answer(small) -> None:
     )
 
 
+def test_equal_rows_are_found(small) -> None:
+    rollouts = roll_out(
+        small.model(),
+        [(1, 2, 3), (1, 2, 3), (4, 5)],
+        small.tokenizer,
+        end=small.template.end,
+        samples=4,
+        max_new_tokens=1,
+        temperature=0.05,
+        seed=0,
+    )
+    first, place = rollouts.distinct()
+    assert len(place) == 12
+    assert len(first) < 12
+    for number, kind in enumerate(place):
+        assert torch.equal(rollouts.inputs[number], rollouts.inputs[first[kind]])
+        assert torch.equal(rollouts.targets[number], rollouts.targets[first[kind]])
+        assert first[kind] <= number
+    assert len({(*rollouts.inputs[n].tolist(), *rollouts.targets[n].tolist()) for n in first}) == (
+        len(first)
+    )
+
+
 def test_a_stream_gives_the_same_answer_in_any_batch(small) -> None:
     model = small.model()
     three, one = rolled(small, model), rolled(small, model, samples=1, first=0)

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from firsthand.llm.data import problems, shards
+from firsthand.llm.data import files, shards
 from firsthand.llm.data.documents import PIECE_BYTES, digest_of, split_of
 from firsthand.llm.data.loading import open_split
 from firsthand.llm.data.manifest import Manifest, read_manifest
@@ -321,7 +321,7 @@ def test_a_disk_full_at_the_small_files_leaves_the_old_ones(
     tmp_path: Path, tokenizer, words: list[str], monkeypatch, target: str
 ) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path / "p"
-    real = problems.write_all
+    real = files.write_all
 
     def full(descriptor: int, data: bytes, path: Path, offset: int) -> None:
         if path.name == f"{target}.partial" and b'"complete":true' not in data[:0] + data:
@@ -330,7 +330,7 @@ def test_a_disk_full_at_the_small_files_leaves_the_old_ones(
         real(descriptor, data, path, offset)
 
     with monkeypatch.context() as patched:
-        patched.setattr(problems, "write_all", full)
+        patched.setattr(files, "write_all", full)
         with pytest.raises(DiskError, match=f"{target}.partial, byte 20"):
             prepare(Texts("t", lambda: words), tokenizer, folder, **SMALL)  # type: ignore[arg-type]
     assert not list(folder.glob(f"{target}*"))

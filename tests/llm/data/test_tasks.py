@@ -1,4 +1,5 @@
 import json
+import random
 from collections import Counter
 
 import pytest
@@ -55,7 +56,7 @@ def test_a_split_holds_its_own_tasks_only(split: TaskSplit) -> None:
 def test_splits_share_no_operands_and_no_phrasings_that_they_must_not() -> None:
     operands, phrasings = {}, {}
     for split in TASK_SPLITS:
-        tasks = list(generate_tasks(3000, seed=5, split=split))
+        tasks = list(generate_tasks(12_000, seed=5, split=split))
         operands[split] = {(task.kind, json.dumps(task.operands)) for task in tasks}
         phrasings[split] = {task.phrasing for task in tasks}
     assert not operands["train"] & operands["numbers"]
@@ -64,6 +65,31 @@ def test_splits_share_no_operands_and_no_phrasings_that_they_must_not() -> None:
     assert not phrasings["train"] & phrasings["both"]
     assert phrasings["train"] == phrasings["numbers"]
     assert all(len(kind.phrasings) >= 4 and len(kind.held_out) >= 2 for kind in KINDS.values())
+
+
+def test_phrasings_are_distinct_and_take_every_operand() -> None:
+    for kind in KINDS.values():
+        both = (*kind.phrasings, *kind.held_out)
+        assert len(set(both)) == len(both), kind.name
+        for phrasing in both:
+            task = Task(kind.name, kind.draw(random.Random(1), 1), phrasing)
+            assert "{" not in task.prompt
+            assert task.prompt == task.prompt.strip()
+
+
+def test_what_is_composed_still_says_all_that_is_asked() -> None:
+    # A phrasing that left out the order or a unit would have no right answer.
+    needed = {
+        "sorting": lambda p: "{numbers}" in p and ("{order}" in p or "{from}" in p),
+        "unit conversion": lambda p: all(f"{{{n}}}" in p for n in ("amount", "given", "wanted")),
+        "string edits": lambda p: "{word}" in p and "{does}" in p,
+        "counting": lambda p: "{word}" in p and "{letter}" in p,
+        "copying": lambda p: "{text}" in p,
+        "arithmetic": lambda p: "{a}" in p and "{b}" in p and ("{sign}" in p or "{word}" in p),
+    }
+    for name, kind in KINDS.items():
+        for phrasing in (*kind.phrasings, *kind.held_out):
+            assert needed[name](phrasing), phrasing
 
 
 def test_about_one_in_eight_is_held_out() -> None:

@@ -140,6 +140,7 @@ def test_without_pair_products_the_sums_are_the_same(monkeypatch: pytest.MonkeyP
         call_tile(x, rows, w, 128, 192, sums)
         expected = x[1 : 1 + rows].astype(np.int64) @ w[2].astype(np.int64)
         assert np.array_equal(sums[1, :rows], expected + 7)
-        assert (sums[0] == 7).all() and (sums[1, rows:] == 7).all()
+        assert (sums[0] == 7).all()
+        assert (sums[1, rows:] == 7).all()
     call_row(x, w, sums)
     assert np.array_equal(sums[0], w[1:].astype(np.int64) @ x[3].astype(np.int64))

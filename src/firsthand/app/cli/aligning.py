@@ -6,18 +6,15 @@ from typing import Annotated
 
 import typer
 
-from firsthand.app.cli.finetuning import (
-    BaseArgument,
-    FilesOption,
-    LoraOption,
+from firsthand.app.cli.finetuning import BaseArgument, FilesOption, LoraOption, run_method
+from firsthand.app.cli.options import (
+    AlignmentOutOption,
+    AlignmentSetOption,
     MineOption,
-    OutOption,
     ResumeOption,
-    SetOption,
     StepsOption,
-    run_method,
+    WorkspaceOption,
 )
-from firsthand.app.cli.options import WorkspaceOption
 from firsthand.app.cli.stack import one_sentence
 from firsthand.course.errors import FirsthandError
 
@@ -29,8 +26,8 @@ def align(
     ] = "",
     data: FilesOption = None,
     lora: LoraOption = 0,
-    settings: SetOption = None,
-    out: OutOption = None,
+    settings: AlignmentSetOption = None,
+    out: AlignmentOutOption = None,
     resume: ResumeOption = None,
     steps: StepsOption = 0,
     mine: MineOption = False,

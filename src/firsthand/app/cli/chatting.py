@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firsthand.app.cli.options import StepOption
+from firsthand.app.cli.options import (
+    MinPOption,
+    PenaltyOption,
+    StepOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
 from firsthand.app.cli.serving import (
     ContextOption,
     EngineOption,
@@ -34,11 +41,11 @@ def chat(
     model: ServedArgument,
     system: Annotated[str, typer.Option(help="What the model is told first.")] = "",
     tokens: Annotated[int, typer.Option(help="Of an answer, at most.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Of the k most probable; 0 is off.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Of those that sum to p; 1 is off.")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="Share of the best one's; 0 is off.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
+    temperature: TemperatureOption = 0.8,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 0.95,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: PenaltyOption = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed, the same talk; -1 is any.")] = -1,
     context: ContextOption = 0,
     engine: EngineOption = "auto",

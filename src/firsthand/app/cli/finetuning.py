@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from firsthand.app.cli.options import WorkspaceOption
+from firsthand.app.cli.options import (
+    AlignmentOutOption,
+    AlignmentSetOption,
+    MineOption,
+    ResumeOption,
+    StepsOption,
+    WorkspaceOption,
+)
 from firsthand.app.cli.stack import one_sentence
 from firsthand.course.errors import FirsthandError
 
@@ -31,35 +38,14 @@ FilesOption = Annotated[
 LoraOption = Annotated[
     int, typer.Option("--lora", help="Train adapters of this rank alone; 0 trains all weights.")
 ]
-SetOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option(
-        "--set",
-        "-s",
-        help="Override a setting, e.g. --set training.steps=200, --set tasks.levels=[1,2]. "
-        "Repeatable.",
-    ),
-]
-OutOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--out", "-o", help="Folder of the run. Default: the base's with -METHOD."),
-]
-ResumeOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(help="Go on with the run in this folder, bit for bit."),
-]
-StepsOption = Annotated[int, typer.Option(help="With --resume: a new length of the run.")]
-MineOption = Annotated[
-    bool, typer.Option("--mine", help="Use your own parts wherever they are mastered.")
-]
 
 
 def finetune(
     base: BaseArgument = None,
     data: FilesOption = None,
     lora: LoraOption = 0,
-    settings: SetOption = None,
-    out: OutOption = None,
+    settings: AlignmentSetOption = None,
+    out: AlignmentOutOption = None,
     resume: ResumeOption = None,
     steps: StepsOption = 0,
     mine: MineOption = False,

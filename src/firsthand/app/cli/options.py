@@ -33,6 +33,46 @@ ModelArgument = Annotated[
 StepOption = Annotated[int, typer.Option(help="Of the checkpoint. Default: the newest.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
+# Of a run that is made or gone on with.
+SetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--set", "-s", help="Override a setting, e.g. --set model.n_layers=8. Repeatable."
+    ),
+]
+AlignmentSetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--set",
+        "-s",
+        help="Override a setting, e.g. --set training.steps=200, --set tasks.levels=[1,2]. "
+        "Repeatable.",
+    ),
+]
+OutOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--out", "-o", help="Folder of the run. Default: runs/PRESET."),
+]
+AlignmentOutOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--out", "-o", help="Folder of the run. Default: the base's with -METHOD."),
+]
+ResumeOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Go on with the run in this folder, bit for bit."),
+]
+StepsOption = Annotated[int, typer.Option(help="With --resume: a new length of the run.")]
+MineOption = Annotated[
+    bool, typer.Option("--mine", help="Use your own parts wherever they are mastered.")
+]
+
+# Of a text that is sampled.
+TemperatureOption = Annotated[float, typer.Option(help="0 takes the most probable token.")]
+TopKOption = Annotated[int, typer.Option(help="Of the k most probable; 0 is off.")]
+TopPOption = Annotated[float, typer.Option(help="Of those that sum to p; 1 is off.")]
+MinPOption = Annotated[float, typer.Option(help="Share of the best one's; 0 is off.")]
+PenaltyOption = Annotated[float, typer.Option(help="1 is off.")]
+
 
 def source_of(paths: list[str] | None, field: str, size: int | None, unit: str = "file") -> Source:
     """The text that the arguments of a command name."""

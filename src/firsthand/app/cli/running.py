@@ -6,11 +6,18 @@ import hashlib
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from firsthand.app.cli.options import WorkspaceOption
+from firsthand.app.cli.options import (
+    MineOption,
+    OutOption,
+    ResumeOption,
+    SetOption,
+    StepsOption,
+    WorkspaceOption,
+)
 from firsthand.app.cli.stack import one_sentence
 from firsthand.course.errors import FirsthandError
 
@@ -20,21 +27,8 @@ if TYPE_CHECKING:
     from firsthand.llm.training.config import RunConfig
     from firsthand.llm.training.runs import Run
 
-SetOption = Annotated[
-    Optional[list[str]],  # noqa: UP045  (typer reads it at run time)
-    typer.Option(
-        "--set", "-s", help="Override a setting, e.g. --set model.n_layers=8. Repeatable."
-    ),
-]
 PresetOption = Annotated[
     str, typer.Option("--preset", "-p", help="nano, laptop-10m, full-100m, or a file NAME.toml.")
-]
-OutOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--out", "-o", help="Folder of the run. Default: runs/PRESET."),
-]
-MineOption = Annotated[
-    bool, typer.Option("--mine", help="Use your own parts wherever they are mastered.")
 ]
 
 STAGES = ("train", "sft")
@@ -46,11 +40,8 @@ def train(
     preset: PresetOption = "nano",
     settings: SetOption = None,
     out: OutOption = None,
-    resume: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Go on with the run in this folder, bit for bit."),
-    ] = None,
-    steps: Annotated[int, typer.Option(help="With --resume: a new length of the run.")] = 0,
+    resume: ResumeOption = None,
+    steps: StepsOption = 0,
     mine: MineOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:

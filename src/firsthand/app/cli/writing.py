@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from firsthand.app.cli.options import DeviceOption, ModelArgument, StepOption, open_model
+from firsthand.app.cli.options import (
+    DeviceOption,
+    MinPOption,
+    ModelArgument,
+    PenaltyOption,
+    StepOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    open_model,
+)
 from firsthand.app.cli.stack import one_sentence
 from firsthand.course.errors import FirsthandError
 
@@ -25,11 +35,11 @@ def generate(
         typer.Argument(help="Default: standard input, or the beginning of a document."),
     ] = None,
     tokens: Annotated[int, typer.Option(help="At most so many new tokens.")] = 200,
-    temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Of the k most probable; 0 is off.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Of those that sum to p; 1 is off.")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="Share of the best one's; 0 is off.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
+    temperature: TemperatureOption = 0.8,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 0.95,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: PenaltyOption = 1.0,
     stop: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="A string that ends the text. Repeatable."),

@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -96,6 +96,20 @@ def ipo_loss(
     return (margins - 1 / (2 * beta)).square()
 
 
+def likelihood_losses(chosen: Pairs, lengths: Int[Tensor, " pairs"]) -> Pairs:
+    """-ln π(y_w|x) / |y_w| of each pair, to be added to its loss.
+
+    A margin also grows where both answers become less probable, the chosen one more slowly; this
+    term does not let it.
+
+    Args:
+        chosen: ln π of the preferred answers, summed over their tokens.
+        lengths: tokens of these.
+    Source: Pang et al. 2024, "Iterative reasoning preference optimization", equation 1.
+    """
+    return -chosen / lengths
+
+
 def dpo_losses(
     chosen: Pairs,
     rejected: Pairs,
@@ -109,8 +123,8 @@ def dpo_losses(
 ) -> PairLosses:
     """The losses of pairs from the log-probabilities of their answers.
 
-    IPO's loss is a square, which answers of many tokens would dominate: its authors give it means
-    over an answer's tokens in place of sums.
+    The log-ratios are those of whole answers, for IPO as for DPO: so both papers write them. TRL
+    divides those of IPO by the tokens of each answer; means in place of sums give its loss.
 
     Args:
         chosen, rejected: ln π of the answers, summed over their tokens, with gradient.

@@ -6,15 +6,15 @@ log-probabilities come from a table, and chosen and rejected answers go through 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from firsthand.llm.alignment.dpo import PairLosses, dpo_losses
+from firsthand.llm.alignment.dpo import PairLosses, dpo_losses, likelihood_losses
 from firsthand.llm.alignment.errors import AlignmentError
 from firsthand.llm.alignment.held_out import HeldOut
 from firsthand.llm.alignment.logprobs import sequence_logprobs
+from firsthand.llm.alignment.methods import Setup
 from firsthand.llm.alignment.mistakes import (
     sampled_preferences,
     store_preferences,
@@ -31,15 +31,13 @@ from firsthand.llm.alignment.pair_data import (
 from firsthand.llm.alignment.preferences import Pair, encoded_pairs
 from firsthand.llm.alignment.questions import held_out_tasks
 from firsthand.llm.alignment.reference import FILE, ReferenceTable, base_of
-from firsthand.llm.alignment.settings import AlignmentSettings, DpoSettings
+from firsthand.llm.alignment.settings import DpoSettings
 from firsthand.llm.alignment.sums import Sums
 from firsthand.llm.model.transformer import Loss, Transformer
-from firsthand.llm.tokenizer import Tokenizer
 from firsthand.llm.tokenizer.chat import ChatTemplate
 from firsthand.llm.training.config import RunConfig
 from firsthand.llm.training.distributed import World
 from firsthand.llm.training.next_token import rows_of_rank
-from firsthand.llm.training.runs import Run
 from firsthand.llm.training.task import Size
 
 # The pairs that are learnt from, and those that are held out.
@@ -196,7 +194,7 @@ class DpoTask(PairTask):
     def _losses(self, model: Transformer, batch: PairBatch) -> PairLosses:
         found = sequence_logprobs(model, batch.inputs, batch.targets)
         settings, pairs = self.settings, batch.pairs
-        return dpo_losses(
+        losses = dpo_losses(
             found[:pairs],
             found[pairs:],
             batch.reference[:pairs],
@@ -206,6 +204,10 @@ class DpoTask(PairTask):
             label_smoothing=settings.label_smoothing,
             loss=model.parts.dpo_loss,
         )
+        if not settings.likelihood:
+            return losses
+        chosen = likelihood_losses(found[:pairs], batch.lengths[:pairs])
+        return losses._replace(losses=losses.losses + settings.likelihood * chosen)
 
 
 def named_pair_accuracy(means: dict[str, float]) -> dict[str, float]:
@@ -216,14 +218,7 @@ def named_pair_accuracy(means: dict[str, float]) -> dict[str, float]:
     return {("pair_accuracy" if name == "accuracy" else name): v for name, v in means.items()}
 
 
-def own_mistakes(
-    run: Run,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    config: RunConfig,
-    settings: AlignmentSettings,
-    world: World,
-) -> PairData:
+def own_mistakes(setup: Setup) -> PairData:
     """Pairs with the base's own mistakes, sampled once and stored in the run.
 
     No more tasks are answered than the steps of the run can read; a run that is made longer goes
@@ -233,15 +228,16 @@ def own_mistakes(
         AlignmentError: the base makes no mistake, or a prompt is too long.
         SourceError: a stored file that cannot be read.
     """
+    config, settings, world = setup.config, setup.settings, setup.world
     needed = config.training.steps * config.training.batch_size
     drawn = preference_tasks(settings.tasks, needed, config.seed)
-    pairs = []
+    pairs, template = [], ChatTemplate(setup.tokenizer)
     for file, tasks in zip(MISTAKES, drawn, strict=True):
-        path = run.folder / file
+        path = setup.run.folder / file
         if world.is_first and not path.exists():
             found = sampled_preferences(
-                model,
-                tokenizer,
+                setup.model,
+                setup.tokenizer,
                 tasks,
                 attempts=settings.dpo.attempts,
                 max_new_tokens=settings.tasks.max_new_tokens,
@@ -250,64 +246,48 @@ def own_mistakes(
             store_preferences(path, found)
         world.wait()
         records = stored_preferences(path)
-        pairs.append(encoded_pairs(records, ChatTemplate(tokenizer), config.sequence_length))
+        pairs.append(encoded_pairs(records, template, config.sequence_length))
     return PairData(*pairs)
 
 
-@dataclass(frozen=True)
-class DpoMethod:
-    """Direct preference optimization as a method of `alignment.methods`."""
+def dpo_task(setup: Setup) -> DpoTask:
+    """Pairs of the settings' files or tasks; the reference's part of them, stored in the run.
 
-    name: str = "dpo"
+    Raises:
+        AlignmentError, SourceError: as `pair_data`, and what `ReferenceTable` refuses.
+    """
+    run, config, settings, world = setup.run, setup.config, setup.settings, setup.world
+    template = ChatTemplate(setup.tokenizer)
+    if settings.files or settings.dpo.rejected == "made":
+        data = pair_data(
+            settings,
+            template,
+            context=config.sequence_length,
+            seed=config.seed,
+            validation_share=settings.dpo.validation_share,
+        )
+    else:
+        data = own_mistakes(setup)
+    base = run.record().get("alignment", {}).get("base_sha256", "")
+    pairs = [*data.train, *data.validation]
+    identity = f"{data.identity} {base}"
+    held_out = held_out_tasks(settings, setup.tokenizer, config.seed, world)
+    held_out.reference = lambda policy: base_of(run.folder, policy)
 
-    def task(
-        self,
-        run: Run,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        config: RunConfig,
-        settings: AlignmentSettings,
-        world: World,
-    ) -> DpoTask:
-        """Read or generate the pairs; compute the reference's part once and store it in the run.
+    def made() -> DpoTask:
+        table = ReferenceTable(run.folder / FILE, identity, len(pairs))
+        return DpoTask(
+            data,
+            table,
+            config,
+            settings.dpo,
+            world,
+            held_out=held_out,
+            padding=template.end,
+        )
 
-        Raises:
-            AlignmentError, SourceError: as `pair_data`, and what `ReferenceTable` refuses.
-        """
-        template = ChatTemplate(tokenizer)
-        if settings.files or settings.dpo.rejected == "made":
-            data = pair_data(
-                settings,
-                template,
-                context=config.sequence_length,
-                seed=config.seed,
-                validation_share=settings.dpo.validation_share,
-            )
-        else:
-            data = own_mistakes(run, model, tokenizer, config, settings, world)
-        base = run.record().get("alignment", {}).get("base_sha256", "")
-        pairs = [*data.train, *data.validation]
-        identity = f"{data.identity} {base}"
-        held_out = held_out_tasks(settings, tokenizer, config.seed, world)
-        held_out.reference = lambda policy: base_of(run.folder, policy)
-
-        def made() -> DpoTask:
-            table = ReferenceTable(run.folder / FILE, identity, len(pairs))
-            return DpoTask(
-                data,
-                table,
-                config,
-                settings.dpo,
-                world,
-                held_out=held_out,
-                padding=template.end,
-            )
-
-        task = made()
-        if world.is_first:
-            task.table.fill(model, pairs, task.needed(), settings.dpo.reference_batch)
-        world.wait()
-        return task if world.is_first else made()
-
-
-DPO = DpoMethod()
+    task = made()
+    if world.is_first:
+        task.table.fill(setup.model, pairs, task.needed(), settings.dpo.reference_batch)
+    world.wait()
+    return task if world.is_first else made()

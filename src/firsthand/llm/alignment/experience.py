@@ -24,11 +24,49 @@ class Experience:
         rollouts: prompts and answers; the texts are needed for the rewards alone.
         extras: by name, such as "advantages" and "reference".
         figures: means over all answers, for the log.
+        answers: of a minibatch, that its rows stand for; 0 for a whole round.
     """
 
     rollouts: Rollouts
     extras: dict[str, Tensor]
     figures: dict[str, float] = field(default_factory=dict)
+    answers: int = 0
+
+    @property
+    def counts(self) -> Tensor:
+        """How many equal answers each row stands for, (rows,)."""
+        counts = self.extras.get("counts")
+        return (
+            self.rollouts.sampled.new_ones(len(self.rollouts.inputs)) if counts is None else counts
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Of the answers that the rows stand for."""
+        return int((self.rollouts.lengths * self.counts).sum())
+
+    def folded(self, idle: Tensor | None = None) -> Experience:
+        """Equal rows once, with "counts", which is less work for the same loss.
+
+        Answers to one prompt are often equal, and then so is everything that they teach.
+
+        Args:
+            idle: (rows,) bool, rows without a gradient: left out, though `answers` still counts
+                them. One row stays.
+        """
+        rollouts, counts = self.rollouts, {}
+        parts = [rollouts.inputs, rollouts.targets, *self.extras.values()]
+        arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in parts]
+        first: dict[bytes, int] = {}
+        for row in range(len(rollouts.inputs)):
+            number = first.setdefault(b"".join(array[row].tobytes() for array in arrays), row)
+            counts[number] = counts.get(number, 0) + 1
+        left_out = set() if idle is None else set(idle.nonzero().flatten().tolist())
+        kept = [row for row in counts if row not in left_out] or list(counts)[:1]
+        found = self.rows(kept)
+        numbers = torch.tensor([float(counts[row]) for row in kept], device=rollouts.inputs.device)
+        extras = {**found.extras, "counts": numbers}
+        return Experience(found.rollouts, extras, answers=self.answers)
 
     def rows(self, numbers: list[int]) -> Experience:
         """Those rows, without the columns that are padding in all of them."""
@@ -47,7 +85,7 @@ class Experience:
             ended=rollouts.ended[numbers],
             texts=(),
         )
-        return Experience(cut, extras)
+        return Experience(cut, extras, answers=len(numbers))
 
     def state(self) -> dict[str, Any]:
         """As plain JSON values, bit for bit; the texts are left out."""

@@ -57,6 +57,7 @@ def grpo_loss(
     reference: Float[Tensor, "batch seq"] | None = None,
     kl_coefficient: float = 0.0,
     mean: Mean = "answer",
+    counts: Float[Tensor, " batch"] | None = None,
     objective: ClippedObjective = clipped_objective,
 ) -> GrpoLoss:
     """The loss above, as a sum and what it is a mean over.
@@ -70,6 +71,7 @@ def grpo_loss(
         reference: ln π_ref; None where there is no penalty.
         kl_coefficient: β.
         mean: "answer" or "token".
+        counts: of equal answers that each row stands for; None is one each.
     Raises:
         AlignmentError: a number out of its range, a penalty without a reference, or an answer
             without tokens.
@@ -92,18 +94,23 @@ def grpo_loss(
         objective=objective,
     )
     losses = policy.losses
+    times = logprobs.new_ones(len(mask)) if counts is None else counts
+
+    def total_of(tokens: Tensor) -> float:
+        return float((tokens.masked_fill(~mask, 0.0).sum(dim=1) * times).sum())
+
     difference = (logprobs - old_logprobs).detach()
     sums = {
-        "clipped": float((policy.clipped & mask).sum()),
-        "old_kl": float((torch.expm1(difference) - difference).masked_fill(~mask, 0.0).sum()),
+        "clipped": total_of(policy.clipped.to(times.dtype)),
+        "old_kl": total_of(torch.expm1(difference) - difference),
     }
     if reference is not None:
         divergence = kl_estimates(logprobs, reference, "k3")
         if kl_coefficient:
             losses = losses + kl_coefficient * divergence
-        sums["kl"] = float(divergence.detach().masked_fill(~mask, 0.0).sum())
-    by_answer = losses.masked_fill(~mask, 0.0).sum(dim=1)
-    tokens = int(lengths.sum())
+        sums["kl"] = total_of(divergence.detach())
+    by_answer = losses.masked_fill(~mask, 0.0).sum(dim=1) * times
+    tokens = int((lengths * times).sum())
     if mean == "token":
         return GrpoLoss(by_answer.sum(), tokens, tokens, sums)
-    return GrpoLoss((by_answer / lengths).sum(), len(lengths), tokens, sums)
+    return GrpoLoss((by_answer / lengths).sum(), int(times.sum()), tokens, sums)

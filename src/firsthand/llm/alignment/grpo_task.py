@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from firsthand.llm.alignment.advantages import group_advantages
 from firsthand.llm.alignment.experience import Experience
 from firsthand.llm.alignment.grpo import grpo_loss
 from firsthand.llm.alignment.logprobs import batch_token_logprobs
+from firsthand.llm.alignment.methods import Setup
 from firsthand.llm.alignment.policy_task import PolicyTask
 from firsthand.llm.alignment.questions import policy_questions
 from firsthand.llm.alignment.reward_task import chosen_scores
 from firsthand.llm.alignment.rollouts import Rollouts
-from firsthand.llm.alignment.settings import AlignmentSettings, GrpoSettings
+from firsthand.llm.alignment.settings import GrpoSettings
 from firsthand.llm.model.transformer import Transformer
-from firsthand.llm.tokenizer import Tokenizer
-from firsthand.llm.training.config import RunConfig
-from firsthand.llm.training.distributed import World
-from firsthand.llm.training.runs import Run
 
 
 class GrpoTask(PolicyTask):
@@ -53,50 +48,40 @@ class GrpoTask(PolicyTask):
             clip=self.limits.clip,
             reference=extras.get("reference") if self.limits.kl_coefficient else None,
             kl_coefficient=self.limits.kl_coefficient,
+            counts=experience.counts,
             objective=model.parts.clipped_objective,
         )
         self.by_token.add({"clipped": found.sums["clipped"], "old_kl": found.sums["old_kl"]}, 0)
-        return found.total, found.count, logprobs
+        return found.total, experience.answers, logprobs
 
     def counted(self, experience: Experience) -> int:
         """Answers."""
-        return len(experience.rollouts.inputs)
+        return experience.answers
+
+    def learnt_from(self, experience: Experience) -> Experience:
+        """Equal answers once; without a penalty, those of no advantage not at all."""
+        idle = None if self.limits.kl_coefficient else experience.extras["advantages"] == 0
+        return experience.folded(idle)
 
 
-@dataclass(frozen=True)
-class GrpoMethod:
-    """Group-relative policy optimization as a method of `alignment.methods`."""
+def grpo_task(setup: Setup) -> GrpoTask:
+    """Questions of the settings' files or tasks.
 
-    name: str = "grpo"
-
-    def task(
-        self,
-        run: Run,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        config: RunConfig,
-        settings: AlignmentSettings,
-        world: World,
-    ) -> GrpoTask:
-        """Questions from the settings' files or tasks.
-
-        Raises:
-            AlignmentError, SourceError: records without a verifiable answer or too long.
-        """
-        questions, held_out = policy_questions(settings, tokenizer, config.seed, world)
-        return GrpoTask(
-            model,
-            tokenizer,
-            questions,
-            config,
-            settings.grpo,
-            world,
-            prompts=settings.grpo.prompts,
-            samples=settings.grpo.group,
-            held_out=held_out,
-            format_reward=settings.format_reward,
-            scores=chosen_scores(settings, model, tokenizer, world),
-        )
-
-
-GRPO = GrpoMethod()
+    Raises:
+        AlignmentError, SourceError: records without a verifiable answer or too long.
+    """
+    config, settings, world = setup.config, setup.settings, setup.world
+    questions, held_out = policy_questions(settings, setup.tokenizer, config.seed, world)
+    return GrpoTask(
+        setup.model,
+        setup.tokenizer,
+        questions,
+        config,
+        settings.grpo,
+        world,
+        prompts=settings.grpo.prompts,
+        samples=settings.grpo.group,
+        format_reward=settings.format_reward,
+        held_out=held_out,
+        scores=chosen_scores(setup),
+    )

@@ -82,23 +82,18 @@ def batch_token_logprobs(
     Raises:
         AlignmentError: shapes that do not fit, or a temperature that is not above 0.
     """
-    hidden = _flat_hidden(model, tokens, targets, documents, temperature)
+    if tokens.shape != targets.shape:
+        raise AlignmentError(
+            f"tokens {tuple(tokens.shape)} and targets {tuple(targets.shape)} have one shape"
+        )
+    if not 0 < temperature < torch.inf:
+        raise AlignmentError(f"the temperature of log-probabilities is above 0; not {temperature}")
+    hidden = model.hidden(tokens, documents=documents).flatten(end_dim=1)
+    if temperature != 1.0:
+        # Logits are linear in the hidden states, which are fewer numbers to divide.
+        hidden = hidden / temperature
     found = model.parts.token_logprobs(hidden, model.output_weight, targets.flatten())
     return found.view(targets.shape)
-
-
-def batch_token_logprobs_and_entropy(
-    model: Transformer,
-    tokens: Tokens,
-    targets: Tokens,
-    *,
-    documents: Tokens | None = None,
-    temperature: float = 1.0,
-) -> tuple[PerToken, PerToken]:
-    """As `batch_token_logprobs`, and the entropies at these positions."""
-    hidden = _flat_hidden(model, tokens, targets, documents, temperature)
-    found = token_logprobs_and_entropy(hidden, model.output_weight, targets.flatten())
-    return found[0].view(targets.shape), found[1].view(targets.shape)
 
 
 def sequence_logprobs(
@@ -109,21 +104,3 @@ def sequence_logprobs(
     Arguments and errors: as `batch_token_logprobs`.
     """
     return batch_token_logprobs(model, tokens, targets, documents=documents).sum(dim=1)
-
-
-def _flat_hidden(
-    model: Transformer,
-    tokens: Tensor,
-    targets: Tensor,
-    documents: Tensor | None,
-    temperature: float,
-) -> Tensor:
-    if tokens.shape != targets.shape:
-        raise AlignmentError(
-            f"tokens {tuple(tokens.shape)} and targets {tuple(targets.shape)} have one shape"
-        )
-    if not 0 < temperature < torch.inf:
-        raise AlignmentError(f"the temperature of log-probabilities is above 0; not {temperature}")
-    hidden = model.hidden(tokens, documents=documents).flatten(end_dim=1)
-    # Logits are linear in the hidden states, which are fewer numbers to divide.
-    return hidden if temperature == 1.0 else hidden / temperature

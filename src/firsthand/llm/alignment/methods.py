@@ -6,9 +6,11 @@ adapters, checkpoints, the report) is one for all: `alignment.runs`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 from firsthand.llm.alignment.settings import AlignmentSettings
 from firsthand.llm.model.settings import Record, SettingsError, nearest, read_toml
@@ -22,55 +24,50 @@ from firsthand.llm.training.task import Task
 PRESETS = Path(__file__).parent / "presets"
 
 
-class Method(Protocol):
-    """A way to go on from a base model.
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a method makes the data and the objective of a run from.
 
     Attributes:
-        name: as `--method` has it.
+        run: its folder, for what is computed once and stored.
+        model: on the world's device, still a copy of the base: a reference is a copy of it made
+            now. Where adapters are asked for they are in it, and change nothing yet; all other
+            parameters are frozen then. The method may add modules of its own, such as a head: they
+            are trained and saved with the rest, and left out of what `load_trained` gives. A
+            resumed checkpoint is copied into the model afterwards.
+        tokenizer: has the chat tokens.
+        settings: of the run; a method reads its own table and the shared ones.
+        world: the ranks.
     """
 
-    name: str
+    run: Run
+    model: Transformer
+    tokenizer: Tokenizer
+    settings: AlignmentSettings
+    world: World
 
-    def task(
-        self,
-        run: Run,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        config: RunConfig,
-        settings: AlignmentSettings,
-        world: World,
-    ) -> Task:
-        """The data and the objective of a run.
+    @property
+    def config(self) -> RunConfig:
+        """Of the run."""
+        return self.run.config
 
-        Args:
-            run: its folder, for what is computed once and stored.
-            model: on the world's device, still a copy of the base: a reference is a copy of it
-                made now. Where adapters are asked for they are in it, and change nothing yet; all
-                other parameters are frozen then. The method may add modules of its own, such as a
-                head: they are trained and saved with the rest, and left out of what `load_trained`
-                gives. A resumed checkpoint is copied into the model afterwards.
-            tokenizer: has the chat tokens.
-            config: of the run.
-            settings: of the run; a method reads its own table and the shared ones.
-            world: the ranks.
-        Raises:
-            AlignmentError: data or settings that cannot be used.
-        """
 
+# Raises AlignmentError where data or settings cannot be used.
+Method: TypeAlias = Callable[[Setup], Task]
 
 # Read when a method is asked for: the modules import what this one declares.
 _PLACES = {
-    "sft": "sft:SFT",
-    "reward": "reward_task:REWARD",
-    "dpo": "dpo_task:DPO",
-    "ppo": "ppo_task:PPO",
-    "grpo": "grpo_task:GRPO",
+    "sft": "sft:sft_task",
+    "reward": "reward_task:reward_task",
+    "dpo": "dpo_task:dpo_task",
+    "ppo": "ppo_task:ppo_task",
+    "grpo": "grpo_task:grpo_task",
 }
 METHODS = tuple(_PLACES)
 
 
 def find_method(name: str) -> Method:
-    """The method of that name.
+    """What makes the task of that method's runs.
 
     Raises:
         SettingsError: there is none; names the nearest.

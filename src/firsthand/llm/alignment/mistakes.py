@@ -15,7 +15,8 @@ from pathlib import Path
 from firsthand.llm.alignment.errors import AlignmentError
 from firsthand.llm.alignment.rewards import task_question
 from firsthand.llm.alignment.rollouts import roll_out
-from firsthand.llm.data.problems import DiskError, write_atomically
+from firsthand.llm.data.files import write_atomically
+from firsthand.llm.data.problems import DiskError
 from firsthand.llm.data.records import Message, PreferenceRecord, read_preferences
 from firsthand.llm.data.tasks import Task
 from firsthand.llm.model.transformer import Transformer

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from firsthand.llm.alignment.errors import AlignmentError
 from firsthand.llm.alignment.experience import Experience
 from firsthand.llm.alignment.held_out import HeldOut
 from firsthand.llm.alignment.kl import kl_estimates, require_near
@@ -126,7 +126,11 @@ class PolicyTask(ABC):
 
     def counted(self, experience: Experience) -> int:
         """What the loss of these answers is a mean over: their tokens."""
-        return int(experience.rollouts.answered.sum())
+        return experience.tokens
+
+    def learnt_from(self, experience: Experience) -> Experience:
+        """The rows that go through the model: equal answers once."""
+        return experience.folded()
 
     # ------------------------------------------------------------------ the loop's side
 
@@ -143,7 +147,8 @@ class PolicyTask(ABC):
         self.by_token.clear()
         assert self.experience is not None
         batches = [
-            self.experience.rows(numbers[at : at + self.rows]) for at in range(0, share, self.rows)
+            self.learnt_from(self.experience.rows(numbers[at : at + self.rows]))
+            for at in range(0, share, self.rows)
         ]
         inputs = [batch.rollouts.inputs for batch in batches]
         # The end token pads, and a prompt has its own: only what is behind the answer is padding.
@@ -174,7 +179,7 @@ class PolicyTask(ABC):
                 logprobs, batch.rollouts, tolerance=self.tolerance, what=f"step {self.updates}"
             )
             self._difference = max(difference, self._difference)
-        tokens = int(batch.rollouts.answered.sum())
+        tokens = batch.tokens
         sums: dict[str, float] = {}
         if self.reference is not None:
             sums["kl"] = self._divergence(logprobs.detach(), batch)
@@ -250,6 +255,10 @@ class PolicyTask(ABC):
             seed=self.config.seed,
             first_stream=(self.rounds * self.world.ranks + rank) * self.answers,
         )
+        # Equal answers differ by the rounding of their place in the batch; what is derived from
+        # them shall be equal, too.
+        first, place = rollouts.distinct()
+        rollouts = replace(rollouts, sampled=rollouts.sampled[first][place])
         asked = [self.questions[number] for number in chosen for _ in range(self.samples_of_prompt)]
         judged = [q.judge(text) for q, text in zip(asked, rollouts.texts, strict=True)]
         ended = rollouts.ended.tolist()
@@ -285,13 +294,14 @@ class PolicyTask(ABC):
     def by_micro_batch(
         self, rollouts: Rollouts, function: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """function(inputs, targets) of all rows, no gradient, as many at a time as in a loss."""
+        """function(inputs, targets) of all rows, no gradient; of equal rows once."""
+        first, place = rollouts.distinct()
         found = []
         with torch.no_grad(), autocast(self.config.training.precision, self.world.device):
-            for at in range(0, len(rollouts.inputs), self.rows):
-                rows = slice(at, at + self.rows)
+            for at in range(0, len(first), self.rows):
+                rows = first[at : at + self.rows]
                 found.append(function(rollouts.inputs[rows], rollouts.targets[rows]))
-        return torch.cat(found)
+        return torch.cat(found)[place]
 
     def _logprobs_of(self, model: Transformer) -> Callable[[Tensor, Tensor], Tensor]:
         temperature = self.limits.temperature
@@ -302,7 +312,8 @@ class PolicyTask(ABC):
     def _divergence(self, logprobs: Tensor, batch: Experience) -> float:
         """k3 to the reference, summed over the answers' tokens."""
         found = kl_estimates(logprobs, batch.extras["reference"], "k3")
-        return float(found.masked_fill(~batch.rollouts.answered, 0.0).sum())
+        by_answer = found.masked_fill(~batch.rollouts.answered, 0.0).sum(dim=1)
+        return float((by_answer * batch.counts).sum())
 
     def _require_near_now(self) -> None:
         """Measure the weights as they are on the first rows of the round's answers."""
@@ -311,18 +322,5 @@ class PolicyTask(ABC):
         batch = self.experience.rows(list(range(min(self.rows, self.answers))))
         with torch.no_grad():
             now = self._logprobs_of(self.model)(batch.rollouts.inputs, batch.rollouts.targets)
-        tokens = int(batch.rollouts.answered.sum())
+        tokens = batch.tokens
         require_near(self._divergence(now, batch) / tokens, self.limits.stop_kl, self.updates)
-
-
-def require_divisible(answers: int, minibatch: int, ranks: int) -> None:
-    """Refuse a round that its minibatches, or the ranks, do not divide.
-
-    Raises:
-        AlignmentError: says which.
-    """
-    for name, value in (("answers of a round", answers), ("answers of a minibatch", minibatch)):
-        if value % ranks:
-            raise AlignmentError(f"{value} {name} cannot be shared by {ranks} ranks")
-    if answers % minibatch:
-        raise AlignmentError(f"{answers} answers of a round do not divide by minibatch {minibatch}")

@@ -145,6 +145,7 @@ def ppo_loss(
     value_coefficient: float = 0.5,
     entropies: Float[Tensor, "batch seq"] | None = None,
     entropy_coefficient: float = 0.0,
+    counts: Float[Tensor, " batch"] | None = None,
     objective: ClippedObjective = clipped_objective,
 ) -> PpoLoss:
     """The sum of the losses above over the tokens of the mask.
@@ -156,28 +157,34 @@ def ppo_loss(
         value_coefficient: c_v.
         entropies: H at each token; None leaves that term out.
         entropy_coefficient: c_e.
+        counts: of equal answers that each row stands for; None is one each.
     Raises:
         AlignmentError: a number out of its range.
     """
     policy = policy_losses(logprobs, old_logprobs, advantages, clip=clip, objective=objective)
-    total = _inside(policy.losses, mask)
+    times = logprobs.new_ones(len(mask)) if counts is None else counts
+
+    def inside(x: Tensor) -> Tensor:
+        return (x.masked_fill(~mask, 0.0).sum(dim=1) * times).sum()
+
+    total = inside(policy.losses)
     difference = (logprobs - old_logprobs).detach()
     sums = {
         "policy": float(total.detach()),
-        "clipped": float((policy.clipped & mask).sum()),
-        "old_kl": float(_inside(torch.expm1(difference) - difference, mask)),
+        "clipped": float(inside(policy.clipped.to(times.dtype))),
+        "old_kl": float(inside(torch.expm1(difference) - difference)),
     }
     if values is not None:
         if old_values is None or returns is None:
             raise AlignmentError("values are trained towards returns, from old values")
-        errors = _inside(value_losses(values, old_values, returns, clip=value_clip), mask)
+        errors = inside(value_losses(values, old_values, returns, clip=value_clip))
         total = total + value_coefficient * errors
         sums["value"] = float(errors.detach())
     if entropies is not None:
-        spread = _inside(entropies, mask)
+        spread = inside(entropies)
         total = total - entropy_coefficient * spread
         sums["entropy"] = float(spread.detach())
-    return PpoLoss(total, int(mask.sum()), sums)
+    return PpoLoss(total, int((mask.sum(dim=1) * times).sum()), sums)
 
 
 def penalized_rewards(
@@ -219,7 +226,3 @@ def explained_variance(
     actual, left = returns[mask], (returns - values)[mask]
     spread = float(actual.var(correction=0)) if len(actual) else 0.0
     return 1 - float(left.var(correction=0)) / spread if spread > 0 else 0.0
-
-
-def _inside(x: Tensor, mask: Tensor) -> Tensor:
-    return x.masked_fill(~mask, 0.0).sum()

@@ -5,7 +5,6 @@ The value function is a head on the policy's own last hidden states, so one forw
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +14,7 @@ from firsthand.llm.alignment.experience import Experience
 from firsthand.llm.alignment.held_out import HeldOut
 from firsthand.llm.alignment.kl import AdaptiveController, Controller, FixedController
 from firsthand.llm.alignment.logprobs import token_logprobs_and_entropy
+from firsthand.llm.alignment.methods import Setup
 from firsthand.llm.alignment.policy_task import PolicyTask, Scores
 from firsthand.llm.alignment.ppo import explained_variance, penalized_rewards, ppo_loss
 from firsthand.llm.alignment.questions import policy_questions
@@ -22,12 +22,11 @@ from firsthand.llm.alignment.reward_model import VALUE_HEAD, add_head, head_of
 from firsthand.llm.alignment.reward_task import chosen_scores
 from firsthand.llm.alignment.rewards import Question
 from firsthand.llm.alignment.rollouts import Rollouts
-from firsthand.llm.alignment.settings import AlignmentSettings, PpoSettings
+from firsthand.llm.alignment.settings import PpoSettings
 from firsthand.llm.model.transformer import Transformer
 from firsthand.llm.tokenizer import Tokenizer
 from firsthand.llm.training.config import RunConfig
 from firsthand.llm.training.distributed import World
-from firsthand.llm.training.runs import Run
 
 # Answers over which a constant error moves the adaptive coefficient by a fifth (Ziegler et al.
 # 2019 took 10,000, for runs of a million).
@@ -35,7 +34,7 @@ HORIZON = 1000.0
 
 
 class PpoTask(PolicyTask):
-    """One answer to each question, a value at each of its tokens, and their advantages.
+    """Answers to questions, a value at each of their tokens, and their advantages.
 
     Arguments and errors: as `PolicyTask`.
     """
@@ -62,8 +61,8 @@ class PpoTask(PolicyTask):
             config,
             settings,
             world,
-            prompts=settings.rollout_batch,
-            samples=1,
+            prompts=settings.rollout_batch // settings.samples,
+            samples=settings.samples,
             format_reward=format_reward,
             held_out=held_out,
             scores=scores,
@@ -140,9 +139,10 @@ class PpoTask(PolicyTask):
             value_coefficient=limits.value_coefficient,
             entropies=entropies,
             entropy_coefficient=limits.entropy_coefficient,
+            counts=experience.counts,
             objective=model.parts.clipped_objective,
         )
-        self.by_token.add({f"{name}": value for name, value in loss.sums.items()}, 0)
+        self.by_token.add(loss.sums, 0)
         return loss.total, loss.tokens, logprobs
 
     def state(self) -> dict[str, Any]:
@@ -158,38 +158,22 @@ class PpoTask(PolicyTask):
         return head_of(self.model, VALUE_HEAD)(self.model.hidden(inputs))  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
-class PpoMethod:
-    """Proximal policy optimization as a method of `alignment.methods`."""
+def ppo_task(setup: Setup) -> PpoTask:
+    """Questions of the settings' files or tasks.
 
-    name: str = "ppo"
-
-    def task(
-        self,
-        run: Run,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        config: RunConfig,
-        settings: AlignmentSettings,
-        world: World,
-    ) -> PpoTask:
-        """Questions from the settings' files or tasks.
-
-        Raises:
-            AlignmentError, SourceError: records without a verifiable answer or too long.
-        """
-        questions, held_out = policy_questions(settings, tokenizer, config.seed, world)
-        return PpoTask(
-            model,
-            tokenizer,
-            questions,
-            config,
-            settings.ppo,
-            world,
-            format_reward=settings.format_reward,
-            held_out=held_out,
-            scores=chosen_scores(settings, model, tokenizer, world),
-        )
-
-
-PPO = PpoMethod()
+    Raises:
+        AlignmentError, SourceError: records without a verifiable answer or too long.
+    """
+    config, settings, world = setup.config, setup.settings, setup.world
+    questions, held_out = policy_questions(settings, setup.tokenizer, config.seed, world)
+    return PpoTask(
+        setup.model,
+        setup.tokenizer,
+        questions,
+        config,
+        settings.ppo,
+        world,
+        format_reward=settings.format_reward,
+        held_out=held_out,
+        scores=chosen_scores(setup),
+    )

@@ -23,11 +23,12 @@ from firsthand.llm.alignment.logprobs import sequence_logprobs
 from firsthand.llm.alignment.lora import remove_lora
 from firsthand.llm.alignment.pair_data import pair_batch
 from firsthand.llm.alignment.preferences import Pair
-from firsthand.llm.data.problems import DiskError, write_atomically
+from firsthand.llm.data.files import write_atomically
+from firsthand.llm.data.problems import DiskError
 from firsthand.llm.model.transformer import Transformer
 from firsthand.llm.tokenizer import Tokenizer
 
-FILE, BASE_FILE = "reference.safetensors", "base.safetensors"
+FILE, BASE = "reference.safetensors", "base.safetensors"
 _VALUES, _IDENTITY = "logprobs", "identity"
 
 
@@ -132,7 +133,7 @@ def base_of(folder: Path, policy: Transformer) -> Transformer:
     Raises:
         AlignmentError: the file cannot be read.
     """
-    path = folder / BASE_FILE
+    path = folder / BASE
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:

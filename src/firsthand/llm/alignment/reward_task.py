@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from firsthand.llm.alignment.dpo_task import PairTask, named_pair_accuracy
 from firsthand.llm.alignment.errors import AlignmentError
 from firsthand.llm.alignment.lora import add_lora
+from firsthand.llm.alignment.methods import Setup
 from firsthand.llm.alignment.pair_data import PairBatch, PairData, pair_data, whole_texts
 from firsthand.llm.alignment.policy_task import Scores
 from firsthand.llm.alignment.reference import require_same_tokens
@@ -23,7 +23,7 @@ from firsthand.llm.alignment.reward_model import (
 )
 from firsthand.llm.alignment.rewards import Question
 from firsthand.llm.alignment.rollouts import Rollouts
-from firsthand.llm.alignment.settings import AlignmentSettings, RewardSettings, read_settings
+from firsthand.llm.alignment.settings import RewardSettings, read_settings
 from firsthand.llm.alignment.sums import Sums
 from firsthand.llm.model.config import resized
 from firsthand.llm.model.parts import Parts
@@ -33,7 +33,7 @@ from firsthand.llm.tokenizer.chat import ChatTemplate
 from firsthand.llm.training.checkpoints import load_latest
 from firsthand.llm.training.config import RunConfig
 from firsthand.llm.training.distributed import World
-from firsthand.llm.training.runs import Run, open_run
+from firsthand.llm.training.runs import open_run
 from firsthand.llm.training.state import load_state
 
 SAMPLES = 4
@@ -161,49 +161,32 @@ def model_scores(model: Transformer, padding: int) -> Scores:
     return scores
 
 
-def chosen_scores(
-    settings: AlignmentSettings, model: Transformer, tokenizer: Tokenizer, world: World
-) -> Scores | None:
+def chosen_scores(setup: Setup) -> Scores | None:
     """Those of the settings' reward model, or None where a program judges.
 
     Raises:
         AlignmentError: as `load_reward_model`, or another vocabulary.
     """
-    if not settings.reward_model:
+    model, tokenizer = setup.model, setup.tokenizer
+    if not setup.settings.reward_model:
         return None
-    judge, theirs = load_reward_model(Path(settings.reward_model), model.parts)
+    judge, theirs = load_reward_model(Path(setup.settings.reward_model), model.parts)
     require_same_tokens(judge, theirs, model, tokenizer, "the reward model")
-    return model_scores(judge.to(world.device), ChatTemplate(tokenizer).end)
+    return model_scores(judge.to(setup.world.device), ChatTemplate(tokenizer).end)
 
 
-@dataclass(frozen=True)
-class RewardMethod:
-    """The reward model as a method of `alignment.methods`."""
+def reward_task(setup: Setup) -> RewardTask:
+    """Pairs of the settings' files or tasks.
 
-    name: str = "reward"
-
-    def task(
-        self,
-        run: Run,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        config: RunConfig,
-        settings: AlignmentSettings,
-        world: World,
-    ) -> RewardTask:
-        """Read or generate the pairs.
-
-        Raises:
-            AlignmentError, SourceError: as `pair_data`.
-        """
-        data = pair_data(
-            settings,
-            ChatTemplate(tokenizer),
-            context=config.sequence_length - 1,
-            seed=config.seed,
-            validation_share=settings.reward.validation_share,
-        )
-        return RewardTask(model, data, tokenizer, config, settings.reward, world)
-
-
-REWARD = RewardMethod()
+    Raises:
+        AlignmentError, SourceError: as `pair_data`.
+    """
+    config, settings = setup.config, setup.settings
+    data = pair_data(
+        settings,
+        ChatTemplate(setup.tokenizer),
+        context=config.sequence_length - 1,
+        seed=config.seed,
+        validation_share=settings.reward.validation_share,
+    )
+    return RewardTask(setup.model, data, setup.tokenizer, config, settings.reward, setup.world)

@@ -76,11 +76,6 @@ def task_question(task: Task) -> Question:
     return Question((Message("user", task.prompt),), judge, f"generated {task.kind}")
 
 
-def has_final_number(record: ChatRecord) -> bool:
-    """Whether the record's last answer has a number that a program can compare."""
-    return final_number(record.messages[-1].content) is not None
-
-
 def record_question(record: ChatRecord) -> Question:
     """A record whose last answer ends with "#### NUMBER" as a question.
 

@@ -62,6 +62,20 @@ class Rollouts:
         """Tokens of each answer, the end token included."""
         return self.answered.sum(dim=1)
 
+    def distinct(self) -> tuple[list[int], list[int]]:
+        """The first row of each kind, and for every row which of these it is equal to."""
+        rows = torch.cat([self.inputs, self.targets], dim=1).cpu().numpy()
+        first: dict[bytes, int] = {}
+        chosen: list[int] = []
+        place = []
+        for number, row in enumerate(rows):
+            key = row.tobytes()
+            if key not in first:
+                first[key] = len(chosen)
+                chosen.append(number)
+            place.append(first[key])
+        return chosen, place
+
     @property
     def real_tokens(self) -> int:
         """Positions of prompts and answers, without the padding behind them."""

@@ -13,8 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from firsthand.llm.alignment.errors import AlignmentError
 from firsthand.llm.alignment.lora import add_lora
-from firsthand.llm.alignment.methods import Method, find_method, method_tables
+from firsthand.llm.alignment.methods import Setup, find_method, method_tables
+from firsthand.llm.alignment.reference import BASE
 from firsthand.llm.alignment.settings import AlignmentSettings, read_settings, settings_record
 from firsthand.llm.data.problems import DataError
 from firsthand.llm.model.config import resized
@@ -39,17 +39,14 @@ from firsthand.llm.training.config import RunConfig
 from firsthand.llm.training.distributed import World, joined_world
 from firsthand.llm.training.errors import TrainingError
 from firsthand.llm.training.journal import Nobody, RunJournal, Watcher, open_journal
-from firsthand.llm.training.loop import Training, train
-from firsthand.llm.training.memory import explained_memory
+from firsthand.llm.training.loop import Training
 from firsthand.llm.training.presets import config_from
-from firsthand.llm.training.pretraining import SHARDS, export_model
+from firsthand.llm.training.pretraining import SHARDS, carry_on, export_model, locked
 from firsthand.llm.training.random_state import seed_random
 from firsthand.llm.training.report.page import write_report
-from firsthand.llm.training.runs import Run, create_run, lengthen_run, lock_run, open_run
+from firsthand.llm.training.runs import Run, create_run, lengthen_run, open_run
 from firsthand.llm.training.state import load_state
 from firsthand.llm.training.trained import Trained, load_trained
-
-BASE = "base.safetensors"
 
 
 def start_alignment(
@@ -212,7 +209,7 @@ def _go_on(run: Run, parts: Parts, world: World, watcher: Watcher) -> Run:
         torch.set_num_threads(config.training.threads)
     record = alignment_record(run)
     method, settings = find_method(record["method"]), read_settings(record["settings"])
-    with _locked(run, world):
+    with locked(run, world):
         model, tokenizer = _base(run, record, parts, world)
         identity = {"tokenizer": tokenizer.hash, "splits": {}}
         seed_random(config.seed)
@@ -220,23 +217,11 @@ def _go_on(run: Run, parts: Parts, world: World, watcher: Watcher) -> Run:
             add_lora(model, settings.lora, config.seed)
         model = model.to(world.device)
         with open_journal(run, world, watcher, identity) as journal:
-            task = method.task(run, model, tokenizer, config, settings, world)
-            training = assemble(config, model, task, world, journal)
-            if journal.restore(training):
-                complete = training.step >= config.training.steps
-                watcher.said(
-                    f"The run has all its {training.step} steps; --steps makes it longer."
-                    if complete
-                    else f"Going on after step {training.step}."
-                )
-            else:
-                _before(training, journal)
-            if config.training.tensorboard:
-                journal.show_on_tensorboard(training.step)
-            with explained_memory(training.model, config.training, config.sequence_length):
-                train(training)
+            setup = Setup(run=run, model=model, tokenizer=tokenizer, settings=settings, world=world)
+            training = assemble(config, model, method(setup), world, journal)
+            carry_on(training, journal, _before)
             if world.is_first:
-                _finish(run, parts, training, tokenizer, method, watcher)
+                _finish(run, parts, training, tokenizer, record["method"], watcher)
     return run
 
 
@@ -253,23 +238,14 @@ def _finish(
     parts: Parts,
     training: Training,
     tokenizer: Tokenizer,
-    method: Method,
+    method: str,
     watcher: Watcher,
 ) -> None:
     """The weights for others, adapters merged; a reward model writes nothing, so it has none."""
-    if training.step == training.settings.steps and method.name != "reward":
+    if training.step == training.settings.steps and method != "reward":
         end = tokenizer.special_tokens[END]
         export_model(run, load_trained(run.folder, parts).model, tokenizer, watcher, end=end)
     write_report(run.folder)
-
-
-@contextmanager
-def _locked(run: Run, world: World) -> Iterator[None]:
-    if not world.is_first:
-        yield
-        return
-    with lock_run(run.folder):
-        yield
 
 
 def _keep_base(run: Run, trained: Trained) -> None:

@@ -103,6 +103,9 @@ class DpoSettings:
         beta: how much a log-probability may leave the reference: large stays near.
         kind: "sigmoid" is DPO, "ipo" is IPO with 1 / (2 beta) as the margin.
         label_smoothing: the share of pairs that is taken to be labelled the wrong way round.
+        likelihood: weight of -ln π(y_w|x) by token, which keeps the chosen answers probable (Pang
+            et al. 2024, "Iterative reasoning preference optimization", equation 1, their α); 0 is
+            off.
         reference_batch: pairs of a forward pass of the reference.
         rejected: of generated tasks: "sampled" are mistakes that the base itself makes, "made"
             are right answers spoilt by a program.
@@ -113,6 +116,7 @@ class DpoSettings:
     beta: float = 0.1
     kind: Literal["sigmoid", "ipo"] = "sigmoid"
     label_smoothing: float = 0.0
+    likelihood: float = 1.0
     reference_batch: int = 16
     rejected: Literal["sampled", "made"] = "sampled"
     attempts: int = 2
@@ -121,6 +125,7 @@ class DpoSettings:
     def __post_init__(self) -> None:
         require_choices(self)
         require_at_least(self, 1, "reference_batch", "attempts")
+        _require_finite(self, "likelihood")
         if not 0.0 < self.beta < math.inf:
             raise SettingsError(f"beta is above 0 and finite; not {self.beta}")
         if not 0.0 <= self.label_smoothing < 0.5:
@@ -137,6 +142,8 @@ class PpoSettings:
 
     Attributes:
         rollout_batch: answers between two rounds of updates.
+        samples: answers to one question; they read it once, and equal ones are learnt from at
+            the cost of one.
         max_new_tokens: of an answer.
         temperature: that answers are sampled at.
         epochs: how often each answer is learnt from.
@@ -154,11 +161,12 @@ class PpoSettings:
         whiten: advantages have mean 0 and deviation 1 within a rollout batch.
     """
 
-    rollout_batch: int = 64
-    max_new_tokens: int = 32
+    rollout_batch: int = 512
+    samples: int = 8
+    max_new_tokens: int = 16
     temperature: float = 1.0
-    epochs: int = 2
-    minibatch: int = 32
+    epochs: int = 1
+    minibatch: int = 512
     clip: float = 0.2
     value_clip: float = 0.2
     gamma: float = 1.0
@@ -167,13 +175,14 @@ class PpoSettings:
     kl_coefficient: float = 0.02
     target_kl: float = 1.0
     stop_kl: float = 5.0
-    value_coefficient: float = 0.5
+    value_coefficient: float = 0.1
     entropy_coefficient: float = 0.0
     whiten: bool = True
 
     def __post_init__(self) -> None:
         require_choices(self)
         require_at_least(self, 1, "rollout_batch", "max_new_tokens", "epochs", "minibatch")
+        require_at_least(self, 1, "samples")
         _require_clip(self.clip)
         _require_finite(self, "value_clip", "kl_coefficient", "stop_kl", "value_coefficient")
         _require_finite(self, "entropy_coefficient")
@@ -186,6 +195,10 @@ class PpoSettings:
         if self.rollout_batch % self.minibatch:
             raise SettingsError(
                 f"rollout_batch {self.rollout_batch} does not divide by minibatch {self.minibatch}"
+            )
+        if self.rollout_batch % self.samples:
+            raise SettingsError(
+                f"rollout_batch {self.rollout_batch} does not divide by samples {self.samples}"
             )
 
 
@@ -201,19 +214,20 @@ class GrpoSettings:
         epochs: how often each answer is learnt from.
         minibatch: answers of one update.
         clip: of the probability ratio, ε.
-        kl_coefficient: of the divergence from the reference; 0 leaves the reference out.
+        kl_coefficient: of the divergence from the reference. 0 leaves the penalty out, as Yu et
+            al. 2025 ("DAPO", section 2.3) do, and answers without an advantage cost no gradient.
         stop_kl: nats per token at which the run stops; 0 is off.
         scale: advantages are divided by the deviation of their group.
     """
 
-    prompts: int = 16
+    prompts: int = 64
     group: int = 8
-    max_new_tokens: int = 32
+    max_new_tokens: int = 16
     temperature: float = 1.0
     epochs: int = 1
-    minibatch: int = 64
+    minibatch: int = 512
     clip: float = 0.2
-    kl_coefficient: float = 0.02
+    kl_coefficient: float = 0.0
     stop_kl: float = 5.0
     scale: bool = True
 

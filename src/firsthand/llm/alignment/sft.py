@@ -11,7 +11,6 @@ section 3.5.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from firsthand.llm.alignment.chat_data import ChatData, PackedChats, chat_data
 from firsthand.llm.alignment.held_out import HeldOut
+from firsthand.llm.alignment.methods import Setup
 from firsthand.llm.alignment.settings import AlignmentSettings
 from firsthand.llm.data.packing import PackedBatch, pack
 from firsthand.llm.model.transformer import Loss, Transformer
@@ -29,7 +29,6 @@ from firsthand.llm.training.distributed import World
 from firsthand.llm.training.evaluation import byte_lengths
 from firsthand.llm.training.next_token import rows_of_rank
 from firsthand.llm.training.precision import autocast
-from firsthand.llm.training.runs import Run
 from firsthand.llm.training.task import Size
 
 
@@ -160,29 +159,14 @@ class Sft:
         }
 
 
-@dataclass(frozen=True)
-class SftMethod:
-    """Supervised fine-tuning as a method of `alignment.methods`."""
+def sft_task(setup: Setup) -> Sft:
+    """Conversations of the settings' files or tasks.
 
-    name: str = "sft"
-
-    def task(
-        self,
-        run: Run,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        config: RunConfig,
-        settings: AlignmentSettings,
-        world: World,
-    ) -> Sft:
-        """Read the conversations that the settings name.
-
-        Raises:
-            AlignmentError, SourceError: as `chat_data`.
-        """
-        template = ChatTemplate(tokenizer)
-        data = chat_data(settings, template, length=config.sequence_length, seed=config.seed)
-        return Sft(data, tokenizer, config, settings, world)
-
-
-SFT = SftMethod()
+    Raises:
+        AlignmentError, SourceError: as `chat_data`.
+    """
+    config, settings, tokenizer = setup.config, setup.settings, setup.tokenizer
+    data = chat_data(
+        settings, ChatTemplate(tokenizer), length=config.sequence_length, seed=config.seed
+    )
+    return Sft(data, tokenizer, config, settings, setup.world)

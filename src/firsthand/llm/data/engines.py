@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from firsthand.llm.data.batches import BATCH_DOCUMENTS, Batch, put_document
 from firsthand.llm.data.documents import PIECE_BYTES, SPLITS, Document
 from firsthand.llm.data.encoding import encode_pieces
+from firsthand.llm.data.files import write_atomically
 from firsthand.llm.data.journal import SplitProgress
 from firsthand.llm.data.jsonl import text_document
 from firsthand.llm.data.manifest import (
@@ -30,13 +31,7 @@ from firsthand.llm.data.manifest import (
     write_manifest,
 )
 from firsthand.llm.data.preparation import END_OF_TEXT, save_tokenizer
-from firsthand.llm.data.problems import (
-    Cursor,
-    ManifestError,
-    Problem,
-    SourceError,
-    write_atomically,
-)
+from firsthand.llm.data.problems import Cursor, ManifestError, Problem, SourceError
 from firsthand.llm.data.shards import DataTokenizer, token_format
 from firsthand.llm.data.split_writers import SplitWriter, split_entry
 

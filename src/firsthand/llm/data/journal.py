@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from firsthand.llm.data.files import write_atomically
 from firsthand.llm.data.manifest import Counts, Record, ShardEntry, reasons
-from firsthand.llm.data.problems import Cursor, ManifestError, write_atomically
+from firsthand.llm.data.problems import Cursor, ManifestError
 
 JOURNAL = "preparation.json"
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from firsthand.llm.data.documents import Split
-from firsthand.llm.data.problems import ManifestError, write_atomically
+from firsthand.llm.data.files import write_atomically
+from firsthand.llm.data.problems import ManifestError
 from firsthand.llm.data.shards import TokenFormat, read_header
 
 MANIFEST = "manifest.json"

@@ -39,6 +39,7 @@ from firsthand.llm.data.problems import DiskError, ManifestError, OnProblem, Sou
 from firsthand.llm.data.shards import PARTIAL, DataTokenizer, TokenFormat, token_format
 from firsthand.llm.data.sources import Source
 from firsthand.llm.data.split_writers import SplitWriter, split_entry
+from firsthand.resources import usable_cores
 
 SEEN = "seen.sqlite"
 END_OF_TEXT = "<|endoftext|>"
@@ -312,7 +313,7 @@ def default_processes(total_bytes: int | None) -> int:
     One for every 32 MB: starting one takes as long as encoding so much. At most the cores, and at
     most 3, with which all processes together stay below 500 MB; each further one takes about 80.
     """
-    most = min(3, os.cpu_count() or 1)
+    most = min(3, usable_cores())
     return most if total_bytes is None else min(most, 1 + total_bytes // 32_000_000)
 
 

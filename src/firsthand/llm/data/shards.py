@@ -25,7 +25,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from firsthand.llm.data.problems import DiskError, ShardError, sync_folder, write_all
+from firsthand.llm.data.files import sync_folder, write_all
+from firsthand.llm.data.problems import DiskError, ShardError
 
 Ids: TypeAlias = NDArray[np.unsignedinteger]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import re
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 Operand = int | str | list[int]
 Operands = tuple[Operand, ...]
@@ -23,7 +24,9 @@ class TaskKind:
     draw(generator, level) gives operands. values(operands) gives what the phrasings name in braces.
     solve(operands) gives the answer in its one written form. read(text) gives an answer as a value
     that compares equal for every accepted way to write it, or None when the text is no answer of
-    this kind. phrasings are learnt from; held_out ones are not.
+    this kind. phrasings are learnt from; held_out ones are not. A model that saw few phrasings
+    learns them by heart and not what their words ask for, so most are composed of parts that
+    occur in many.
     """
 
     name: str
@@ -33,6 +36,11 @@ class TaskKind:
     read: Callable[[str], object | None]
     phrasings: tuple[str, ...]
     held_out: tuple[str, ...]
+
+
+def _composed(*parts: Sequence[str], end: str = "") -> tuple[str, ...]:
+    """Every phrasing that takes one of each part, with a space between them."""
+    return tuple(" ".join(taken) + end for taken in product(*parts))
 
 
 def _read_integer(text: str) -> int | None:
@@ -99,6 +107,14 @@ ARITHMETIC = TaskKind(
         "What is {a} {sign} {b}?",
         "Compute {a} {word} {b}.",
         "Give the value of {a} {sign} {b} as an integer.",
+        *_composed(
+            ("Calculate", "Work out", "Find", "State"),
+            ("{a} {sign} {b}", "{a} {word} {b}", "the result of {a} {sign} {b}"),
+            ("exactly.", "as a number."),
+        ),
+        *_composed(
+            ("What does", "Which number does"), ("{a} {sign} {b}", "{a} {word} {b}"), ("give?",)
+        ),
     ),
     (
         "Evaluate the expression ({a}) {sign} ({b}).",
@@ -126,6 +142,11 @@ COPYING = TaskKind(
         "Copy this string: {text}",
         "Write {text} once more.",
         "Echo the following text and nothing else: {text}",
+        *_composed(
+            ("Repeat", "Copy", "Write", "Echo"),
+            ("{text}", "the text {text}", "the letters and digits {text}"),
+            ("as they stand.", "once.", "and nothing else."),
+        ),
     ),
     (
         "Give back {text} unchanged.",
@@ -151,6 +172,12 @@ _ORDERS = {
     "down": {"order": "descending", "from": "largest", "to": "smallest"},
 }
 
+_SORT = ("Sort", "Order", "Arrange", "Return")
+_NUMBERS = ("{numbers}", "the numbers {numbers}", "the list {numbers}")
+_DIRECTIONS = ("in {order} order", "from {from} to {to}", "with the {from} first")
+_TOLD = (*_DIRECTIONS, "so that the {from} is first", "until they are {order}")
+_ASKED = (*_DIRECTIONS, "if the {from} is first", "if they are {order}")
+
 SORTING = TaskKind(
     "sorting",
     _draw_sorting,
@@ -162,6 +189,10 @@ SORTING = TaskKind(
         "Put these numbers in {order} order, separated by commas: {numbers}",
         "List {numbers} from {from} to {to}.",
         "Arrange from {from} to {to}: {numbers}",
+        *_composed(_SORT, _NUMBERS, _TOLD, end="."),
+        *_composed(_SORT, _DIRECTIONS, ("these numbers: {numbers}", "this list: {numbers}")),
+        *_composed(("How do", "How would"), _NUMBERS, ("read", "stand"), _ASKED, end="?"),
+        *_composed(("Which list do", "What do"), _NUMBERS, ("make", "become"), _ASKED, end="?"),
     ),
     (
         "Which order do {numbers} have when the {from} comes first?",
@@ -220,6 +251,12 @@ STRING_EDITS = TaskKind(
         "Take {word} and {does}.",
         "Given the string {word}: {does}.",
         "Word: {word}. Task: {does}.",
+        *_composed(
+            ("Look at", "Change", "Begin with", "Start from"),
+            ("{word}", "the word {word}", "the letters {word}"),
+            ("and {does}.", "as follows: {does}."),
+        ),
+        *_composed(("What is {word}", "What becomes of {word}"), ("when you {does}?",)),
     ),
     (
         "What results from {word} if you {does}?",
@@ -248,6 +285,12 @@ COUNTING = TaskKind(
         "Count the letter {letter} in {word}.",
         "Number of {letter} in the string {word}:",
         "In {word}, how often is there the letter {letter}?",
+        *_composed(
+            ("Determine the count of", "State the number of", "Say how many there are of"),
+            ("{letter}", "the letter {letter}", "every {letter}"),
+            ("in {word}.", "in the word {word}.", "in the characters {word}."),
+        ),
+        *_composed(("How many {letter}", "How often {letter}"), ("has {word}?", "is in {word}?")),
     ),
     (
         "Give the count of {letter} among the characters of {word}.",
@@ -285,6 +328,22 @@ UNIT_CONVERSION = TaskKind(
         "How many {wanted} are {amount} {given}? Name the unit.",
         "Express {amount} {given} in {wanted}.",
         "{amount} {given} = ? {wanted}",
+        *_composed(
+            ("Convert", "Render", "State", "Give"),
+            ("{amount} {given}", "a size of {amount} {given}", "the length {amount} {given}"),
+            ("in {wanted}.", "as {wanted}.", "counted in {wanted}."),
+        ),
+        *_composed(
+            ("A disk holds {amount} {given}.", "There are {amount} {given}."),
+            (
+                "How many {wanted} is that?",
+                "Convert that to {wanted}.",
+                "Express that in {wanted}.",
+            ),
+        ),
+        *_composed(
+            ("What is", "How much is"), ("{amount} {given}",), ("in {wanted}?", "as {wanted}?")
+        ),
     ),
     (
         "A file has {amount} {given}. Give its size in {wanted}.",

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from firsthand.llm.data.problems import sync_folder
+from firsthand.llm.data.files import crc32_of, damage_of, sync_file, sync_folder
 from firsthand.llm.model.config import ModelConfig
 from firsthand.llm.model.settings import SettingsError, build, nearest
 from firsthand.llm.quantization.errors import QuantizationError
@@ -42,7 +42,6 @@ FORMAT, VERSION = "firsthand-quantized", 1
 SCALES, ZEROS = ".scales", ".zeros"
 _FILES = {CONFIG, WEIGHTS, TOKENIZER}
 _KEYS = {"format", "version", "model", "quantization", "record", "weights", "crc32"}
-_READ_BYTES = 1 << 20
 _SHOWN = 3
 
 
@@ -117,13 +116,13 @@ def save_quantized(folder: Path, quantized: QuantizedModel, tokenizer: Tokenizer
         save_file(_tensors(quantized), partial / WEIGHTS, metadata={"format": FORMAT})
         os.chmod(partial / WEIGHTS, 0o644)  # safetensors makes files that only their owner reads
         tokenizer.save(partial / TOKENIZER)
-        size, checksum = (partial / WEIGHTS).stat().st_size, _crc32(partial / WEIGHTS)
+        size, checksum = (partial / WEIGHTS).stat().st_size, crc32_of(partial / WEIGHTS)
         content["weights"] = {"file": WEIGHTS, "bytes": size, "crc32": checksum}
         content["crc32"] = f"{zlib.crc32(_canonical(content)):08x}"
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         (partial / CONFIG).write_text(text, encoding="utf-8")
         for name in _FILES:
-            _sync(partial / name)
+            sync_file(partial / name)
         if folder.exists():
             os.rename(folder, aside)
         os.rename(partial, folder)
@@ -331,37 +330,10 @@ def _table(content: Record, name: str, path: Path) -> Record:
 def _require_whole(path: Path, about: Record, verify: bool, config: Path) -> None:
     if about.keys() != {"file", "bytes", "crc32"} or about["file"] != path.name:
         raise QuantizationError(f"{config}: its table of the weights is not {path.name}'s")
-    try:
-        size = path.stat().st_size
-        if size != about["bytes"]:
-            wrong = "cut short" if size < about["bytes"] else "too long"
-            raise QuantizationError(
-                f"{path}: {wrong}, {size:,} bytes instead of {about['bytes']:,}"
-            )
-        if verify and _crc32(path) != about["crc32"]:
-            raise QuantizationError(f"{path}: damaged, it differs from its checksum")
-    except FileNotFoundError as error:
-        raise QuantizationError(f"{path}: missing") from error
-    except OSError as error:
-        raise QuantizationError(f"{path}: cannot be read: {error.strerror}") from error
+    if wrong := damage_of(path, about["bytes"], str(about["crc32"]) if verify else None):
+        raise QuantizationError(f"{path}: {wrong}")
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:
     """The same bytes for the same content, however its file is laid out."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _crc32(path: Path) -> str:
-    checksum = 0
-    with path.open("rb") as file:
-        while part := file.read(_READ_BYTES):
-            checksum = zlib.crc32(part, checksum)
-    return f"{checksum:08x}"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

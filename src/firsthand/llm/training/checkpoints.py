@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from firsthand.llm.data.problems import sync_folder
+from firsthand.llm.data.files import crc32_of, damage_of, sync_file, sync_folder
 from firsthand.llm.training.errors import TrainingError
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -46,7 +46,6 @@ _LEFTOVER = re.compile(r"\.step-\d{8,}\.(partial|removed)")
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 # state.json begins with its own checksum at a fixed place: no byte of it is left unchecked.
 _HEAD, _DIGITS, _SEPARATOR = b'{"crc32": "', 8, b'",\n'
-_READ_BYTES = 1 << 20
 
 
 class CheckpointError(TrainingError):
@@ -134,11 +133,11 @@ def commit_checkpoint(partial: Path, step: int, state: Mapping[str, Any]) -> Pat
     files = {}
     for path in sorted(path for path in partial.rglob("*") if path.is_file()):
         os.chmod(path, 0o644)  # safetensors makes files that only their owner can read
-        _sync(path)
-        size, checksum = path.stat().st_size, f"{_crc32(path):08x}"
+        sync_file(path)
+        size, checksum = path.stat().st_size, crc32_of(path)
         files[path.relative_to(partial).as_posix()] = {"bytes": size, "crc32": checksum}
     (partial / STATE_FILE).write_bytes(_encoded(step, files, state))
-    _sync(partial / STATE_FILE)
+    sync_file(partial / STATE_FILE)
     for inner in (*(path for path in partial.rglob("*") if path.is_dir()), partial):
         sync_folder(inner)
     folder = partial.parent
@@ -180,7 +179,8 @@ def verify_checkpoint(path: Path, only: Collection[str] | None = None) -> tuple[
         if name not in files:
             has = ", ".join(name.removesuffix(TENSORS) for name in files) or "none"
             raise CheckpointError(f"{path}: there is no {name}; its groups are: {has}")
-        _verify_file(path / name, files[name])
+        if wrong := damage_of(path / name, files[name]["bytes"], files[name]["crc32"]):
+            raise DamagedCheckpointError(f"{path / name}: {wrong}")
     return step, state
 
 
@@ -326,22 +326,6 @@ def _read_state(path: Path) -> tuple[int, dict[str, Record], Record]:
     return record["step"], record["files"], record["state"]
 
 
-def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
-    try:
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            wrong = "cut short" if size < expected["bytes"] else "too long"
-            raise DamagedCheckpointError(
-                f"{path}: {wrong}, {size:,} bytes instead of {expected['bytes']:,}"
-            )
-        if f"{_crc32(path):08x}" != expected["crc32"]:
-            raise DamagedCheckpointError(f"{path}: damaged, it differs from its checksum")
-    except FileNotFoundError as error:
-        raise DamagedCheckpointError(f"{path}: missing") from error
-    except OSError as error:
-        raise DamagedCheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-
-
 def _read_tensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path, device=str(device))
@@ -352,22 +336,6 @@ def _read_tensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:
     # Tensors in a mapped file begin at odd addresses, and sums over them may be rounded otherwise
     # than over tensors that PyTorch allocated: a resumed run must not differ in one bit.
     return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _crc32(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while part := file.read(_READ_BYTES):
-            checksum = zlib.crc32(part, checksum)
-    return checksum
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def _go_on(run: Run, parts: Parts, world: World, watcher: Watcher) -> Run:
     config, watcher = run.config, watcher if world.is_first else Nobody()
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
-    with _locked(run, world):
+    with locked(run, world):
         corpus, manifest = _corpus(run, world, watcher)
         with open_journal(run, world, watcher, data_identity(manifest)) as journal:
             model = Transformer(
@@ -107,30 +107,55 @@ def _go_on(run: Run, parts: Parts, world: World, watcher: Watcher) -> Run:
             seed_random(config.seed)
             task = NextToken(corpus, config, world)
             training = assemble(config, model.to(world.device), task, world, journal)
-            if journal.restore(training):
-                complete = training.step >= config.training.steps
-                watcher.said(
-                    f"The run has all its {training.step} steps; --steps makes it longer."
-                    if complete
-                    else f"Going on after step {training.step}."
-                )
-            if config.training.tensorboard:
-                journal.show_on_tensorboard(training.step)
-            with explained_memory(training.model, config.training, config.sequence_length):
-                train(training)
+            carry_on(training, journal)
             if world.is_first:
                 _finish(run, training, corpus, journal)
     return run
 
 
 @contextmanager
-def _locked(run: Run, world: World) -> Iterator[None]:
-    """The first rank holds the folder for all."""
+def locked(run: Run, world: World) -> Iterator[None]:
+    """The first rank holds the folder for all.
+
+    Raises:
+        TrainingError: as `lock_run`.
+    """
     if not world.is_first:
         yield
         return
     with lock_run(run.folder):
         yield
+
+
+def carry_on(
+    training: Training,
+    journal: RunJournal,
+    begin: Callable[[Training, RunJournal], None] | None = None,
+) -> None:
+    """Train to the end, or until a stop is asked, from the newest checkpoint where there is one.
+
+    Args:
+        training: at step 0.
+        journal: of the run.
+        begin: called before the first step of a run that has no checkpoint.
+    Raises:
+        CheckpointError: as `RunJournal.restore`.
+        TrainingError: a loss that is not finite, no memory, or a disk that refuses.
+    """
+    config = journal.run.config
+    if journal.restore(training):
+        complete = training.step >= config.training.steps
+        journal.watcher.said(
+            f"The run has all its {training.step} steps; --steps makes it longer."
+            if complete
+            else f"Going on after step {training.step}."
+        )
+    elif begin is not None:
+        begin(training, journal)
+    if config.training.tensorboard:
+        journal.show_on_tensorboard(training.step)
+    with explained_memory(training.model, config.training, config.sequence_length):
+        train(training)
 
 
 def _corpus(run: Run, world: World, watcher: Watcher) -> tuple[Corpus, Manifest]:

@@ -19,8 +19,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from firsthand.llm.data.files import write_atomically
 from firsthand.llm.data.manifest import Manifest
-from firsthand.llm.data.problems import DiskError, write_atomically
+from firsthand.llm.data.problems import DiskError
 from firsthand.llm.model.settings import SettingsError, build, read_toml, to_record, to_toml
 from firsthand.llm.training.checkpoints import CheckpointError
 from firsthand.llm.training.config import RunConfig
