@@ -14,10 +14,13 @@ from firsthand.app.cli import (
     aligning,
     chatting,
     finetuning,
+    fitting,
+    machine,
     measuring,
     quantizing,
     running,
     serving,
+    tracing,
     writing,
 )
 from firsthand.app.cli.kernels import kernels_app
@@ -313,6 +316,10 @@ for command in (
     serving.serve,
     running.report,
     quantizing.quantize,
+    machine.machine,
+    fitting.fit,
+    tracing.layout,
+    tracing.gallery,
 ):
     app.command(rich_help_panel=STACK)(command)
 app.add_typer(tokenizer_app, name="tokenizer", rich_help_panel=STACK)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from firsthand.llm.data.problems import write_atomically
+from firsthand.llm.data.files import write_atomically
 from firsthand.llm.training.report import tables
 from firsthand.llm.training.report.contents import Contents, Record, read_contents
 from firsthand.llm.training.report.plots import draw, short
@@ -59,13 +59,6 @@ def report_html(folder: Path) -> str:
     contents = read_contents(folder)
     plots, constant = metric_plots(contents)
     model = contents.model()
-    environment = Environment(
-        loader=PackageLoader("firsthand.llm.training", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     facts = [
         tables.validations(contents),
         tables.parameters(model) if model else None,
@@ -74,17 +67,18 @@ def report_html(folder: Path) -> str:
         tables.parts(contents),
         tables.settings(contents),
     ]
-    return environment.get_template("page.html").render(
+    template = page_environment().get_template("page.html")
+    return template.render(
         title=folder.resolve().name,
         state=tables.state(contents),
         origin=tables.origin(contents),
         headline=tables.headline(contents),
         problems=contents.problems,
         events=[(short(step(e)), str(e.get("text", ""))) for e in contents.of_kind("event")],
-        curves=[_figure(plot) for plot in plots],
+        curves=[figure_of(plot) for plot in plots],
         thinned=any(series.band for plot in plots for series in plot.series),
         constant=[(name, short(value)) for name, value in constant.items()],
-        flow=[_figure(plot) for plot in flow_plots(contents)],
+        flow=[figure_of(plot) for plot in flow_plots(contents)],
         flow_table=tables.flow(contents),
         flow_cost=tables.flow_cost(contents),
         samples=_samples(contents),
@@ -92,10 +86,25 @@ def report_html(folder: Path) -> str:
     )
 
 
-def _figure(plot: Plot) -> Figure:
+def page_environment(*more: BaseLoader) -> Environment:
+    """Where pages find their templates: a page's own loaders, then this folder.
+
+    `style.html` is the <style> of every page, `macros.html` draws tables and figures.
+    """
+    return Environment(
+        loader=ChoiceLoader([*more, PackageLoader("firsthand.llm.training", "report")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def figure_of(plot: Plot) -> Figure:
+    """The plot drawn, with what has to be said of it."""
     notes = [plot.note] if plot.note else []
     if plot.logarithmic:
-        notes.append("Logarithmic axis.")
+        notes.append("Logarithmic axes." if plot.x_logarithmic else "Logarithmic axis.")
     if plot.dropped:
         why = "not finite or not above 0" if plot.logarithmic else "not finite"
         notes.append(f"{plot.dropped:,} values are {why} and left out.")

@@ -18,6 +18,8 @@ WIDTH, HEIGHT = 500, 280
 LEFT, TOP, BOTTOM = 58, 12, 34
 LABEL = 14  # height of a name
 _LETTER = 7.7  # width of a letter of a name
+# A name of the x axis that fits to the left of it, in letters.
+_SHORT_NAME = 6
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 
@@ -53,9 +55,10 @@ def draw(plot: Plot) -> Markup:
     for series in plot.series:
         ys += [edge for pair in series.band for edge in pair]
     low, high = _limits(min(ys), max(ys), plot.logarithmic)
-    x_axis = Axis(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, LEFT, WIDTH - right)
+    widest = max(xs) if max(xs) > min(xs) else min(xs) + 1
+    x_axis = Axis(min(xs), widest, LEFT, WIDTH - right, plot.x_logarithmic)
     y_axis = Axis(low, high, HEIGHT - BOTTOM, TOP, plot.logarithmic)
-    parts = [*_grid(x_axis, y_axis)]
+    parts = [*_grid(x_axis, y_axis, plot.x_name)]
     places = _spread([y_axis(series.points[-1][1]) for series in plot.series])
     for number, (series, label, place) in enumerate(zip(plot.series, labels, places, strict=True)):
         parts += _line(series, number, x_axis, y_axis)
@@ -109,7 +112,7 @@ def _limits(low: float, high: float, logarithmic: bool) -> tuple[float, float]:
     return (0.0 if 0 <= low < 0.15 * high else low - room), high + room
 
 
-def _grid(x_axis: Axis, y_axis: Axis) -> list[Markup]:
+def _grid(x_axis: Axis, y_axis: Axis, x_name: str) -> list[Markup]:
     parts = []
     for value in ticks(y_axis.low, y_axis.high, y_axis.logarithmic):
         y = round(y_axis(value), 1)
@@ -119,14 +122,18 @@ def _grid(x_axis: Axis, y_axis: Axis) -> list[Markup]:
             )
         )
         parts.append(_text(LEFT - 6, y + 4.5, short(value), "end"))
-    for value in ticks(x_axis.low, x_axis.high, False, 4):
+    for value in ticks(x_axis.low, x_axis.high, x_axis.logarithmic, 4):
         parts.append(_text(x_axis(value), HEIGHT - BOTTOM + 17, short(value), "middle"))
     parts.append(
         Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
             LEFT, x_axis.end, HEIGHT - BOTTOM, HEIGHT - BOTTOM
         )
     )
-    parts.append(_text(LEFT - 14, HEIGHT - BOTTOM + 17, "step", "end"))
+    below = HEIGHT - BOTTOM + 17
+    if len(x_name) <= _SHORT_NAME:
+        parts.append(_text(LEFT - 14, below, x_name, "end"))
+    else:
+        parts.append(_text(x_axis.end + 12, below, x_name, "start"))
     return parts
 
 
@@ -189,7 +196,7 @@ def _path(pixels: list[tuple[float, float]]) -> str:
 
 
 def _shown_name(series: Series) -> str:
-    return f"{series.name.removeprefix('blocks.')} {short(series.points[-1][1])}"
+    return series.label or f"{series.name.removeprefix('blocks.')} {short(series.points[-1][1])}"
 
 
 def _spread(wanted: list[float]) -> list[float]:
@@ -212,8 +219,9 @@ def _spread(wanted: list[float]) -> list[float]:
 
 def _in_words(plot: Plot) -> str:
     lines = [
-        f"{series.name}: from {short(series.points[0][1])} at step {short(series.points[0][0])} "
-        f"to {short(series.points[-1][1])} at step {short(series.points[-1][0])}"
+        f"{series.name}: from {short(series.points[0][1])} at {plot.x_name} "
+        f"{short(series.points[0][0])} to {short(series.points[-1][1])} at {plot.x_name} "
+        f"{short(series.points[-1][0])}"
         for series in plot.series
     ]
     return str(escape(f"{plot.title}. ")) + "; ".join(lines)

@@ -24,6 +24,7 @@ class Series:
         band: for thinned lines the least and largest y around each point, else ().
         role: decides how it is drawn.
         depth: of a layer, 0 the first and 1 the last.
+        label: what stands beside its end; "" is its name and its last value.
     """
 
     name: str
@@ -31,16 +32,19 @@ class Series:
     band: tuple[tuple[float, float], ...] = ()
     role: Role = "train"
     depth: float = 0.0
+    label: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """Lines over the same steps.
+    """Lines over the same steps, or over another quantity.
 
     Attributes:
         title: with the unit.
         note: a sentence below it.
         logarithmic: the y axis; every y is above 0 then.
+        x_name: what the x axis is, in a word.
+        x_logarithmic: the x axis; every x is above 0 then.
         dropped: values that were not finite, or not above 0 on a logarithmic axis.
     """
 
@@ -49,6 +53,8 @@ class Plot:
     note: str = ""
     logarithmic: bool = False
     dropped: int = 0
+    x_name: str = "step"
+    x_logarithmic: bool = False
 
 
 @dataclass(frozen=True)
