@@ -12,6 +12,7 @@ import typer
 
 from firsthand.app.cli import (
     aligning,
+    auditing,
     chatting,
     finetuning,
     fitting,
@@ -318,6 +319,7 @@ for command in (
     quantizing.quantize,
     machine.machine,
     fitting.fit,
+    auditing.audit,
     tracing.layout,
     tracing.gallery,
 ):

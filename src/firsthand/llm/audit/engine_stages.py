@@ -50,9 +50,7 @@ _EMBEDDING, _GRIDS, _QKV, _ATTENTION, _OUTPUT, _GATE, _DOWN, _LOGITS, _MEETINGS 
 LAYER_READINGS, OTHER_READINGS = 14, 5
 
 
-def stage_seconds(
-    engine: CPUEngine, token: int, position: int, tokens: int
-) -> NDArray[np.float64]:
+def stage_seconds(engine: CPUEngine, token: int, position: int, tokens: int) -> NDArray[np.float64]:
     """Seconds of each stage of so many tokens, all at one position of slot 0.
 
     Nothing else may use the engine meanwhile.

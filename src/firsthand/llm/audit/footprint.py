@@ -109,9 +109,7 @@ def torch_footprint(model: Transformer) -> Footprint:
     dtype = str(weight.dtype).removeprefix("torch.")
     if dtype not in ("float32", "bfloat16"):
         raise AuditError(f"a model on PyTorch is in float32 or bfloat16; not in {dtype}")
-    ledger = inference_ledger(
-        model.config, dtype="bfloat16" if dtype == "bfloat16" else "float32"
-    )
+    ledger = inference_ledger(model.config, dtype="bfloat16" if dtype == "bfloat16" else "float32")
     engine = TorchEngine(model)
     measured = {
         "weights": sum(parameter.nbytes for parameter in model.parameters()),

@@ -22,6 +22,7 @@ from firsthand.llm.audit.lifetimes import NO_LAYER, Timeline
 from firsthand.llm.audit.part_memory import LONG
 from firsthand.llm.audit.step_memory import live_bytes
 from firsthand.llm.inference.cpu.atomics import APART
+from firsthand.llm.inference.cpu.attention import TOGETHER, padded_head
 from firsthand.llm.inference.cpu.step import ROW_PANEL
 from firsthand.llm.kernels.int8_matmul.panels import PANEL, padded
 from firsthand.llm.kernels.int8_matmul.tiles import SUMS
@@ -244,7 +245,7 @@ def inference_ledger(
         return Ledger(
             moment="made",
             weights=_packed_bytes(config, capacity),
-            cache=_cache_bytes(config, slots, capacity, 1) + _scale_bytes(config, slots, capacity),
+            cache=_engine_cache_bytes(config, slots, capacity),
             logits=4 * slots * config.vocab_size,
             workspace=_work_bytes(config, slots, capacity, max_rows, threads),
         )
@@ -270,9 +271,10 @@ def _cache_bytes(config: ModelConfig, slots: int, capacity: int, size: int) -> i
     return 2 * config.n_layers * slots * capacity * shared * size
 
 
-def _scale_bytes(config: ModelConfig, slots: int, capacity: int) -> int:
-    """A float32 for each vector of an int8 cache."""
-    return 2 * config.n_layers * slots * capacity * config.kv_heads * 4
+def _engine_cache_bytes(config: ModelConfig, slots: int, capacity: int) -> int:
+    """Padded int8 keys and values, and a float32 for each."""
+    vectors = 2 * config.n_layers * slots * capacity * config.kv_heads
+    return vectors * (padded_head(config.head_width) + 4)
 
 
 def _packed_bytes(config: ModelConfig, capacity: int) -> int:
@@ -293,10 +295,12 @@ def _work_bytes(config: ModelConfig, slots: int, capacity: int, rows: int, threa
     """`inference.cpu.step.Work` without the logits."""
     d, mixed, hidden = config.d_model, config.qkv_rows[0], config.hidden_width
     numbers = 4 * (3 * rows + slots)
-    floats = 4 * rows * (d + 2 * mixed + hidden)
+    head = padded_head(config.head_width)
+    floats = 4 * rows * (d + config.n_heads * head + mixed + hidden)
     integers = 2 * (rows + threads) * (padded(d) + padded(mixed) + padded(hidden))
     scales = 4 * (rows + threads)
     widest = max(PANEL, ROW_PANEL, config.head_width)
     panels = 2 * 4 * threads * rows * widest
-    scratch = 4 * threads * (d + capacity + widest * SUMS) + LONG * 3 * threads * APART
+    scratch = 4 * threads * (d + TOGETHER * (capacity + head) + widest * SUMS)
+    scratch += LONG * 3 * threads * APART
     return numbers + floats + integers + scales + panels + scratch

@@ -17,17 +17,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from firsthand.llm.audit.errors import AuditError
 from firsthand.llm.audit.latency import Prediction
 from firsthand.llm.generation.sampling import Sampling
 from firsthand.llm.inference.choosing import choose
-from firsthand.llm.inference.engine import Engine
+from firsthand.llm.inference.engine import Engine, Rows
 from firsthand.llm.inference.scheduler import Failure, Scheduler
 from firsthand.llm.tokenizer import Tokenizer
 
 REST = "rest"
 TOKENIZE, PREFILL, SAMPLE, DETOKENIZE = "tokenize", "prefill", "sample", "detokenize"
+SCHEDULER = "scheduler"
 # Tokens of a prompt, and of the text behind it that the whole is measured on.
 PROMPT, WRITTEN = 128, 24
 _SENTENCE = "A text is read before the next word of it is written. "
@@ -103,6 +105,12 @@ class Waterfall:
         return f"{self.device} {self.dtype}"
 
     @property
+    def engine_seconds(self) -> float:
+        """Of the engine's call for a token: its stages, and what the call takes longer."""
+        around = (SAMPLE, DETOKENIZE, SCHEDULER)
+        return sum(stage.seconds for stage in self.token if stage.name not in around)
+
+    @property
     def rest(self) -> float:
         """Seconds of a token that are in no part; below 0 where parts took longer by themselves."""
         return self.token_whole - sum(stage.seconds for stage in self.token)
@@ -149,6 +157,7 @@ def waterfall(
     text, ids = prompt_text(tokenizer, prompt)
     depth = len(ids) + written // 2
     scheduler = Scheduler(engine, tokenizer, end_tokens=())
+    idle = Scheduler(_Idle(engine), tokenizer, end_tokens=())
     found: dict[str, list[float]] = {}
 
     def note(name: str, values: Iterable[float]) -> None:
@@ -161,6 +170,7 @@ def waterfall(
         first, later = _whole(scheduler, text, written)
         note("first", [first])
         note("token", later)
+        note(SCHEDULER, _whole(idle, text, written)[1])
         note(PREFILL, [_read_seconds(engine, ids)])
         _read(engine, ids + [ids[-1]] * (depth - len(ids)))
         places = iter(_places(engine, depth))
@@ -175,6 +185,9 @@ def waterfall(
     parts = [_stage(name, found[name]) for name in stages]
     call = statistics.median(found["call"]) - sum(part.seconds for part in parts)
     after = [_stage(SAMPLE, found[SAMPLE]), _stage(DETOKENIZE, found[DETOKENIZE])]
+    # What the scheduler does with an engine that does nothing has these two in it.
+    own = statistics.median(found[SCHEDULER]) - sum(part.seconds for part in after)
+    after.append(Stage(SCHEDULER, max(0.0, own), spread(found[SCHEDULER])))
     return Waterfall(
         engine=engine_name,
         dtype=dtype,
@@ -243,6 +256,25 @@ def spread(values: Sequence[float]) -> float:
 
 
 # --------------------------------------------------------------------------- measurements
+
+
+class _Idle:
+    """An engine that gives the same logits at once, so that the scheduler's own time is left."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.config, self.slots = engine.config, engine.slots
+        self.capacity, self.max_rows = engine.capacity, engine.max_rows
+        shape = (1, engine.config.vocab_size)
+        self._logits = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+    def forward(
+        self, tokens: Rows, slots: Rows, positions: Rows, wanted: Rows
+    ) -> NDArray[np.float32]:
+        """As `Engine.forward`."""
+        return self._logits[: len(wanted)]
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def _whole(scheduler: Scheduler, text: str, written: int) -> tuple[float, list[float]]:
@@ -339,9 +371,7 @@ def _stage(name: str, values: Sequence[float]) -> Stage:
     return Stage(name, statistics.median(values), spread(values))
 
 
-def _predicted(
-    stage: Stage, parts: dict[str, float], names: dict[str, tuple[str, ...]]
-) -> Stage:
+def _predicted(stage: Stage, parts: dict[str, float], names: dict[str, tuple[str, ...]]) -> Stage:
     known = [parts[part] for part in names.get(stage.name, ()) if part in parts]
     return _with(stage, math.fsum(known)) if known else stage
 
