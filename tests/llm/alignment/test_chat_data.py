@@ -196,7 +196,7 @@ def test_generated_conversations_have_as_many_turns_as_asked_and_every_task_once
 ) -> None:
     tasks = TaskSettings(kinds=("counting", "sorting"), levels=(1, 2), count=200, evaluated_last=1)
     settings = AlignmentSettings(tasks=tasks, sft=SftSettings(turns=most))
-    found = chat_data(settings, template, length=130, seed=2).train
+    found = chat_data(settings, template, length=200, seed=2).train
     user, end = chat_tokenizer.special_tokens["<|user|>"], template.end
     asked, turns = [], []
     for example in found:
@@ -204,7 +204,7 @@ def test_generated_conversations_have_as_many_turns_as_asked_and_every_task_once
         starts = [k for k, token in enumerate(ids) if token == user]
         turns.append(len(starts))
         asked += [chat_tokenizer.decode(ids[k + 1 : ids.index(end, k)]) for k in starts]
-        assert len(ids) <= 131
+        assert len(ids) <= 201
     made = generate_tasks(200, seed=2, kinds=tasks.kinds, levels=tasks.levels)
     assert asked == [task.prompt for task in made]
     assert set(turns) == set(range(1, most + 1))

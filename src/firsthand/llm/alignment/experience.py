@@ -54,10 +54,11 @@ class Experience:
             idle: (rows,) bool, rows without a gradient: left out, though `answers` still counts
                 them. One row stays.
         """
-        rollouts, counts = self.rollouts, {}
+        rollouts = self.rollouts
         parts = [rollouts.inputs, rollouts.targets, *self.extras.values()]
         arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in parts]
         first: dict[bytes, int] = {}
+        counts: dict[int, int] = {}
         for row in range(len(rollouts.inputs)):
             number = first.setdefault(b"".join(array[row].tobytes() for array in arrays), row)
             counts[number] = counts.get(number, 0) + 1

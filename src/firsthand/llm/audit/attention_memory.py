@@ -284,9 +284,7 @@ def _chunks_on_gpu(p: Pass, hidden: Value, weight: Value, vocabulary: int) -> No
     """`with_triton.chunked_cross_entropy`."""
     size = HALF if p.autocast else FLOAT
     width = hidden.elements // p.tokens
-    step = gpu_cross_entropy.CHUNK_STEP
-    fitting = gpu_cross_entropy.CHUNK_BYTES // (vocabulary * hidden.size)
-    chunk = min(max(1, fitting // step) * step, p.tokens)
+    chunk = min(gpu_cross_entropy.default_chunk(vocabulary, hidden.size), p.tokens)
     factor = p.new("output matrix, cast", weight.elements if p.autocast else 0, size)
     losses = p.new("losses", p.tokens)
     space = p.new("logits of a chunk", chunk * vocabulary, size)

@@ -1,7 +1,7 @@
 """Joules of a token, where the machine tells them.
 
-Linux shows the energy counters of Intel's and AMD's processors (RAPL) under /sys/class/powercap, one
-folder for each package: microjoules since some moment, from 0 again behind max_energy_range_uj.
+Linux shows the energy counters of Intel's and AMD's processors (RAPL) under /sys/class/powercap,
+one folder for each package: microjoules since some moment, from 0 again behind max_energy_range_uj.
 They count all that the package does, other programs too. Most virtual machines have none, and many
 systems let only root read them. A GPU tells its present power.
 

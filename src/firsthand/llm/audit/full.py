@@ -1,4 +1,4 @@
-"""The audit of a model: what it is, holds, costs and says, measured and predicted, as one record."""
+"""The audit of a model: what it is, holds, costs and says, measured and predicted, in a record."""
 
 from __future__ import annotations
 

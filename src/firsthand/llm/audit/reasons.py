@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from firsthand.llm.audit.budget import Budget, Candidate, amount, candidate
-from firsthand.llm.kernels.cross_entropy.with_torch import CHUNK
+from firsthand.llm.audit.work import loss_chunk
 from firsthand.llm.model.config import parameter_counts
 from firsthand.llm.training.config import RunConfig
 
@@ -45,7 +45,7 @@ def choices(chosen: Candidate, all_: list[Candidate], given: Budget) -> Iterator
     yield Choice("accumulation", str(times), _accumulation_reason(chosen, times))
     other = by.get((rows, not kept, precision))
     yield Choice("checkpoint_blocks", str(kept).lower(), _checkpoint_reason(chosen, other, given))
-    yield Choice("chunk", str(CHUNK), _chunk_reason(chosen))
+    yield Choice("chunk", str(loss_chunk(chosen.config)), _chunk_reason(chosen))
     other = by.get((rows, kept, "bfloat16" if precision == "float32" else "float32"))
     yield Choice("precision", precision, _precision_reason(chosen, other, given))
 
@@ -110,10 +110,12 @@ def _checkpoint_reason(chosen: Candidate, other: Candidate | None, given: Budget
 def _chunk_reason(chosen: Candidate) -> str:
     config = chosen.config
     tokens = config.training.micro_batch * config.sequence_length
-    one = 4 * config.model.vocab_size
+    half = config.training.device == "cuda" and config.training.precision != "float32"
+    one = (2 if half else 4) * config.model.vocab_size
+    chunk = min(loss_chunk(config), tokens)
     return (
-        f"the logits of {min(CHUNK, tokens)} tokens exist at a time, "
-        f"{amount(one * min(CHUNK, tokens))} instead of {amount(one * tokens)} for "
+        f"the logits of {chunk:,} tokens exist at a time, "
+        f"{amount(one * chunk)} instead of {amount(one * tokens)} for "
         f"{tokens:,} tokens, and no product is made twice"
     )
 

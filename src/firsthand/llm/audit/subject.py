@@ -1,4 +1,4 @@
-"""What is audited: the model of a run, of a quantized folder, of a GGUF file or of another folder."""
+"""What is audited: the model of a run, a quantized folder, a GGUF file or another folder."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ SCHEDULER = "scheduler"
 PROMPT, WRITTEN = 128, 24
 _SENTENCE = "A text is read before the next word of it is written. "
 # Tokens of a round, and the rounds that are taken however long they last.
-_TOKENS, _LEAST_ROUNDS = 8, 3
+_TOKENS, _LEAST_ROUNDS = 8, 2
 
 # (token, positions) -> seconds of each stage at each of the positions, by name.
 Staged = Callable[[int, Sequence[int]], dict[str, list[float]]]
@@ -175,9 +175,10 @@ def waterfall(
         _read(engine, ids + [ids[-1]] * (depth - len(ids)))
         places = iter(_places(engine, depth))
         note("call", [_token_seconds(engine, ids[-1], next(places)) for _ in range(_TOKENS)])
-        for name, values in staged(ids[-1], [next(places) for _ in range(_TOKENS)]).items():
-            note(name, values)
         note(SAMPLE, _choosing(engine, ids[-1], next(places), tokenizer.vocabulary_size))
+        behind = list(itertools.islice(_places(engine, depth), _TOKENS))
+        for name, values in staged(ids[-1], behind).items():
+            note(name, values)
         note(TOKENIZE, _tokenizing(tokenizer, text))
         note(DETOKENIZE, _detokenizing(tokenizer, ids))
         rounds += 1

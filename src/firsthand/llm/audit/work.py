@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from firsthand.llm.audit.engine_rates import STREAM_HEAD_WIDTH, STREAM_WIDTH
 from firsthand.llm.audit.kernel_rates import attention_flops
 from firsthand.llm.inference.cpu.step import ROW_PANEL
+from firsthand.llm.kernels.cross_entropy import with_triton as gpu_cross_entropy
 from firsthand.llm.kernels.cross_entropy.with_torch import CHUNK
 from firsthand.llm.kernels.int8_matmul.panels import PANEL, padded
 from firsthand.llm.model.config import ModelConfig, parameter_counts
@@ -187,7 +188,12 @@ def training_work(config: RunConfig) -> list[Piece]:
     pieces = [
         _times(piece, times)
         for piece in micro_batch_work(
-            config.model, micro, config.sequence_length, settings.checkpoint_blocks, each
+            config.model,
+            micro,
+            config.sequence_length,
+            settings.checkpoint_blocks,
+            each,
+            loss_chunk(config),
         )
     ]
     if times > 1:
@@ -197,18 +203,27 @@ def training_work(config: RunConfig) -> list[Piece]:
     return pieces + optimizer_work(config.model, config.optimizer)
 
 
+def loss_chunk(config: RunConfig) -> int:
+    """Tokens whose logits exist at a time on the run's device."""
+    if config.training.device == "cuda":
+        return gpu_cross_entropy.default_chunk(config.model.vocab_size, FLOAT)
+    return CHUNK
+
+
 def micro_batch_work(
     config: ModelConfig,
     rows: int,
     length: int,
     checkpointed: bool = False,
     each: int = FLOAT,
+    chunk: int = CHUNK,
 ) -> Iterator[Piece]:
     """The pieces of the forward and the backward pass of so many rows.
 
     Args:
         checkpointed: each block runs forward twice.
         each: bytes of a number in matrix products and between them.
+        chunk: tokens whose logits exist at a time.
     """
     n, d, hidden, layers = rows * length, config.d_model, config.hidden_width, config.n_layers
     q, k, v = config.qkv_rows
@@ -237,7 +252,7 @@ def micro_batch_work(
     matrix = float(config.vocab_size * d)
     flops = 6 * n * matrix
     # Each chunk reads the output matrix twice and adds to its gradient.
-    moved = 4 * each * (matrix * -(-n // CHUNK) + n * d)
+    moved = 4 * each * (matrix * -(-n // chunk) + n * d)
     yield Piece("cross-entropy", "cross-entropy", d, flops, flops, moved)
     # Scaled by the cotangent, and for a tied embedding joined with its other gradient.
     passes = 2 + (4 if config.tied else 1)

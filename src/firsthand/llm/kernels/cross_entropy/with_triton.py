@@ -40,11 +40,20 @@ def chunked_cross_entropy(
         chosen = with_torch.CHUNK if chunk is None else chunk
         return with_torch.chunked_cross_entropy(hidden, weight, targets, chosen)
     if chunk is None:
-        fitting = CHUNK_BYTES // (max(1, len(weight)) * hidden.itemsize)
-        chunk = max(1, fitting // CHUNK_STEP) * CHUNK_STEP
+        chunk = default_chunk(len(weight), hidden.itemsize)
     with_torch.require_shapes(hidden, weight, targets, chunk)
     result: Tensor = _Fused.apply(hidden, weight, targets, chunk)  # type: ignore[no-untyped-call]
     return result
+
+
+def default_chunk(vocabulary: int, itemsize: int) -> int:
+    """Tokens whose logits exist at a time, as many as CHUNK_BYTES hold, in whole CHUNK_STEPs.
+
+    Args:
+        itemsize: bytes of a hidden state's number.
+    """
+    fitting = CHUNK_BYTES // (max(1, vocabulary) * itemsize)
+    return max(1, fitting // CHUNK_STEP) * CHUNK_STEP
 
 
 class _Fused(with_torch.ChunkedCrossEntropy):
