@@ -91,7 +91,7 @@ def test_a_few_answers_are_learnt_by_heart(small: Any) -> None:
         tasks=TaskSettings(kinds=("counting",), count=4, evaluated=2, evaluated_last=2)
     )
     data = chat_data(settings, small.template, length=small.context, seed=1)
-    config = small.config(steps=60)
+    config = small.config(steps=120)
     task = Sft(data, small.tokenizer, config, settings, small.alone)
     model = small.model()
     training, journal = small.assembled(task, model, config)

@@ -56,7 +56,7 @@ def audit(
     step: StepOption = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no table.")] = False,
 ) -> None:
-    """Audit a trained model: memory, speed, latency by part, quality, energy.
+    """Audit a model: memory, latency part by part, quality, energy.
 
     Measured on this machine, float32 beside INT8, and predicted from the machine's limits where
     `firsthand machine` has measured them. It leaves audit.json and a page, audit.html.

@@ -8,4 +8,7 @@ signatures, flow_gallery, gallery_page.
 
 Memory and work of a config are predicted in lifetimes, part_memory, attention_memory,
 optimizer_memory, step_memory, ledger, operations; memory is measured in allocations.
+
+A model is audited by subject, footprint, throughput, engine_stages, torch_stages, waterfall,
+engine_waterfalls, quality, energy, full; shown by bars, audit_tables, page, comparison.
 """

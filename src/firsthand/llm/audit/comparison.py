@@ -169,12 +169,12 @@ def _latency(audits: Audits) -> list[Line]:
     for key in dict.fromkeys([*falls[0], *falls[1]]):
         both = [fall.get(key) for fall in falls]
         name = next(fall.name for fall in both if fall is not None)
-        for what, take in (
-            ("first token", lambda fall: fall.first_whole),
-            ("a token", lambda fall: fall.token_whole),
-            ("a token in the engine", lambda fall: fall.engine_seconds),
+        for what, field in (
+            ("first token", "first_whole"),
+            ("a token", "token_whole"),
+            ("a token in the engine", "engine_seconds"),
         ):
-            values = [None if fall is None else take(fall) for fall in both]
+            values = [None if fall is None else float(getattr(fall, field)) for fall in both]
             lines += _line(
                 "latency", f"{name}: {what}", (values[0], values[1]), seconds_text, "less"
             )

@@ -77,8 +77,7 @@ def stage_seconds(engine: CPUEngine, token: int, position: int, tokens: int) -> 
         1,
         lambda thread: (shape, weights, cache, work, spent),
     )
-    # What ran last has left its counters as they are; a call sets them to 0.
-    return spent * 1e-9
+    return np.multiply(spent, 1e-9, dtype=np.float64)
 
 
 @compiled

@@ -23,7 +23,7 @@ CALL, BETWEEN = "call", "between operations"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _STREAM, _HALF = "stream", "half of the stream"
 # Of a stage, the parts of `latency.predicted_decode` that it consists of.
-_ENGINE_PARTS = {
+_ENGINE_PARTS: dict[str, tuple[str, ...]] = {
     "norms and grids": ("norms and grids",),
     "queries, keys, values": ("queries, keys, values", "rotation and cache"),
     "attention": ("attention",),
@@ -34,7 +34,7 @@ _ENGINE_PARTS = {
     "meetings": ("meetings",),
     CALL: ("call",),
 }
-_TORCH_PARTS = {
+_TORCH_PARTS: dict[str, tuple[str, ...]] = {
     name: (name,)
     for name in (
         "queries, keys, values",
@@ -139,7 +139,8 @@ def torch_waterfall(
     finally:
         engine.close()
         other.close()
-    shown = tuple(stage for stage in measured.token if stage.seconds)
+    # A model has no stage that it never entered.
+    shown = tuple(each for each in measured.token if each.seconds or each.name not in STAGES)
     return predicted(replace(measured, token=shown), model, ceilings)
 
 

@@ -278,7 +278,11 @@ class _Audit:
             quality=quality,
             energies=tuple(self.energies),
             no_energy=" ".join(dict.fromkeys(self.no_energy)),
-            notes=tuple(dict.fromkeys([*self.notes, *quality.missing])),
+            notes=tuple(
+                dict.fromkeys(
+                    [*self.notes, *(f.unquiet for f in waterfalls if f.unquiet), *quality.missing]
+                )
+            ),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=time.monotonic() - began,
         )
@@ -359,9 +363,9 @@ class _Audit:
         kinds = [(d, t) for d in ("cpu", "cuda")[: 1 + self.gpu] for t in ("float32", "bfloat16")]
         for number, (device, dtype) in enumerate(kinds):
             self.progress(f"{dtype} on PyTorch, {device}", 0.3 + 0.3 * number / len(kinds))
-            limits = self.ceilings and (
-                self.ceilings.gpu if device == "cuda" else self.ceilings.cpu
-            )
+            limits = None
+            if self.ceilings is not None:
+                limits = self.ceilings.gpu if device == "cuda" else self.ceilings.cpu
             try:
                 measured = torch_waterfall(
                     model,

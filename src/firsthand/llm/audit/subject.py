@@ -159,7 +159,7 @@ def _int8_of(
 ) -> tuple[QuantizedModel, str, list[str]]:
     """The folder int8 of a run if it is of this step, else the weights rounded now."""
     folder = path / INT8_FOLDER
-    notes = []
+    notes: list[str] = []
     if is_quantized(folder):
         try:
             quantized = load_quantized(folder)

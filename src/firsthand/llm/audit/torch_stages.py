@@ -126,7 +126,8 @@ def timed_model(model: Transformer) -> tuple[Transformer, Stopwatch]:
     for name, module in twin.named_modules():
         stage = next((_LINEAR[end] for end in _LINEAR if name.endswith(end)), None)
         if stage is not None and isinstance(module, nn.Linear):
-            module.forward = watch.timed(stage, module.forward)
+            # On the module itself, before its class's method.
+            vars(module)["forward"] = watch.timed(stage, module.forward)
     return twin.eval(), watch
 
 

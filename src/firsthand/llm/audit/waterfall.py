@@ -30,6 +30,8 @@ from firsthand.llm.tokenizer import Tokenizer
 REST = "rest"
 TOKENIZE, PREFILL, SAMPLE, DETOKENIZE = "tokenize", "prefill", "sample", "detokenize"
 SCHEDULER = "scheduler"
+# Shares of a token's time from which on a spread or a rest is told of.
+NOISE = 0.25
 # Tokens of a prompt, and of the text behind it that the whole is measured on.
 PROMPT, WRITTEN = 128, 24
 _SENTENCE = "A text is read before the next word of it is written. "
@@ -114,6 +116,17 @@ class Waterfall:
     def rest(self) -> float:
         """Seconds of a token that are in no part; below 0 where parts took longer by themselves."""
         return self.token_whole - sum(stage.seconds for stage in self.token)
+
+    @property
+    def unquiet(self) -> str:
+        """That other programs were in the way, in a sentence; "" where little shows it."""
+        share = abs(self.rest) / self.token_whole
+        if self.token_spread <= NOISE and share <= NOISE:
+            return ""
+        return (
+            f"{self.name}: a token's time has a spread of {self.token_spread:.0%} and a rest of "
+            f"{self.rest / self.token_whole:+.0%}; the machine was not quiet, or a token is short."
+        )
 
     @property
     def first_rest(self) -> float:

@@ -89,7 +89,8 @@ def report_html(folder: Path) -> str:
 def page_environment(*more: BaseLoader) -> Environment:
     """Where pages find their templates: a page's own loaders, then this folder.
 
-    `style.html` is the <style> of every page, `macros.html` draws tables and figures.
+    `base.html` is what every page has around its body, `style.html` its <style>; `macros.html`
+    draws tables and figures.
     """
     return Environment(
         loader=ChoiceLoader([*more, PackageLoader("firsthand.llm.training", "report")]),
