@@ -27,10 +27,10 @@ def _mark(
 ) -> None:
     met = 0
     for run in range(len(times)):
-        met = barrier(numbers, 0, threads, met)
+        met = barrier(numbers, 0, threads, met, 0)
         for _ in range(passes):
             marks[thread] += 1
-        met = barrier(numbers, 0, threads, met)
+        met = barrier(numbers, 0, threads, met, 0)
         if thread == 0:
             times[run] = 7000 + run
 

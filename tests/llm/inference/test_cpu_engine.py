@@ -16,6 +16,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from firsthand.llm.inference.cpu import calls
+from firsthand.llm.inference.cpu.atomics import APART, barrier
 from firsthand.llm.inference.cpu.calls import MOST_THREADS
 from firsthand.llm.inference.cpu.weights import aligned, rotary_tables
 from firsthand.llm.inference.cpu_engine import CPUEngine
@@ -284,6 +286,29 @@ def test_the_crew_parks_and_comes_back() -> None:
         for _ in range(3):
             assert parks()
             assert np.array_equal(prefill(engine, texts(SINGLE, 4)), expected)
+
+
+def test_who_is_slow_to_leave_a_call_can_leave_it_after_others() -> None:
+    """Calls on fewer threads may begin and end meanwhile, as when the threads are chosen."""
+    numbers, parked = np.zeros(calls.places(2), np.int64), np.zeros(1, np.int64)
+    counters = np.zeros(6 * APART, np.int64)
+    calls.announce(2, 1, 0, numbers, counters, parked)
+    before = calls.arrivals_before(numbers)
+    # Both arrive at the only meeting; thread 1 has not looked yet.
+    numbers[calls.ARRIVALS] += 2
+    for threads in (1, 1, 1):
+        calls.announce(threads, 1, 0, numbers, counters, parked)
+        assert barrier(numbers, calls.ARRIVALS, threads, 0, calls.arrivals_before(numbers)) == 1
+        assert numbers[calls.ARRIVALS] >= before + 2
+
+
+def test_a_changing_number_of_threads() -> None:
+    with CPUEngine(random_model(SINGLE), threads=3) as engine:
+        expected = engine.forward(ids(7), ids(0), ids(0), ids(0)).copy()
+        for threads in (2, 1, 1, 3, 1, 1, 1, 2, 3) * 40:
+            engine.threads = threads
+            found = engine.forward(ids(7), ids(0), ids(0), ids(0))
+            assert np.array_equal(found, expected)
 
 
 def test_more_threads_than_can_be_counted() -> None:

@@ -59,7 +59,7 @@ def _read(
 ) -> None:
     met, total, portions = 0, np.int64(0), len(source) // portion
     for run in range(len(times)):
-        met = barrier(numbers, 0, threads, met)
+        met = barrier(numbers, 0, threads, met, 0)
         began = clock()
         for _ in range(passes):
             first, found = turn % portions * portion, np.int64(0)
@@ -69,7 +69,7 @@ def _read(
                 found += part[i]
             total ^= found + turn
             turn += 1
-        met = barrier(numbers, 0, threads, met)
+        met = barrier(numbers, 0, threads, met, 0)
         if thread == 0:
             times[run] = clock() - began
     # A sum that nobody could see would not be computed.
@@ -89,7 +89,7 @@ def _write(
 ) -> None:
     met, portions = 0, len(target) // portion
     for run in range(len(times)):
-        met = barrier(numbers, 0, threads, met)
+        met = barrier(numbers, 0, threads, met, 0)
         began = clock()
         for _ in range(passes):
             first, value = turn % portions * portion, np.int64(turn)
@@ -97,7 +97,7 @@ def _write(
             for i in range(len(part)):
                 part[i] = value
             turn += 1
-        met = barrier(numbers, 0, threads, met)
+        met = barrier(numbers, 0, threads, met, 0)
         if thread == 0:
             times[run] = clock() - began
 
@@ -116,7 +116,7 @@ def _copy(
     met, half, length = 0, len(both) // 2, portion // 2
     portions = half // length
     for run in range(len(times)):
-        met = barrier(numbers, 0, threads, met)
+        met = barrier(numbers, 0, threads, met, 0)
         began = clock()
         for _ in range(passes):
             first = turn % portions * length
@@ -125,7 +125,7 @@ def _copy(
             for i in range(len(source)):
                 target[i] = source[i]
             turn += 1
-        met = barrier(numbers, 0, threads, met)
+        met = barrier(numbers, 0, threads, met, 0)
         if thread == 0:
             times[run] = clock() - began
 

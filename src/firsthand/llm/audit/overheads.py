@@ -98,10 +98,10 @@ def operation_seconds(device: str) -> float:
 def _meetings(thread: int, threads: int, numbers: AnyArray, times: AnyArray, passes: int) -> None:
     met = 0
     for run in range(len(times)):
-        met = barrier(numbers, 0, threads, met)
+        met = barrier(numbers, 0, threads, met, 0)
         began = clock()
         for _ in range(passes):
-            met = barrier(numbers, 0, threads, met)
+            met = barrier(numbers, 0, threads, met, 0)
         if thread == 0:
             times[run] = clock() - began
 

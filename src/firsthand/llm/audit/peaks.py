@@ -157,13 +157,13 @@ def _panels(
 ) -> None:
     met, start = 0, thread * PANEL
     for run in range(len(times)):
-        met = barrier(numbers, 0, threads, met)
+        met = barrier(numbers, 0, threads, met, 0)
         began = clock()
         for _ in range(passes):
             panel_products(
                 x, x_scales, 0, len(x), w, w_scales, start, start + PANEL, sums[thread], out, start
             )
-        met = barrier(numbers, 0, threads, met)
+        met = barrier(numbers, 0, threads, met, 0)
         if thread == 0:
             times[run] = clock() - began
 

@@ -127,16 +127,18 @@ def wait_a_little(spins: int) -> None:
 
 
 @compiled
-def barrier(numbers: AnyArray, place: int, threads: int, met: int) -> int:
+def barrier(numbers: AnyArray, place: int, threads: int, met: int, before: int) -> int:
     """Wait until all threads are here, who have met `met` times before; returns met + 1.
 
     Args:
-        numbers: numbers[place] counts arrivals, from 0 before the first meeting.
+        numbers: numbers[place] counts arrivals and is never set back: a thread that is slow to
+            leave a meeting still has to see that all were there.
+        before: arrivals before the first meeting of these threads.
     """
     if threads > 1:
         atomic_add(numbers, place, 1)
         spins = 0
-        while atomic_load(numbers, place) < threads * (met + 1):
+        while atomic_load(numbers, place) < before + threads * (met + 1):
             wait_a_little(spins)
             spins += 1
     return met + 1

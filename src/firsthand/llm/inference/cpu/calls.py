@@ -25,10 +25,10 @@ AnyArray = NDArray[Any]
 # Threads of a crew are fewer than what counts the calls in the same number.
 _CALLS = 1024
 MOST_THREADS = _CALLS - 1
-# Places in the crew's numbers: the call, its rows and rows wanted; arrivals at the meetings of odd
-# and of even calls, for a thread may still look at the last meeting of a call when the next
-# begins; then, APART, each thread's state and the call that it has seen.
-_CALL, _ROWS, _WANTED, _ARRIVALS, _STATES = 0, APART, APART + 1, 2 * APART, 4 * APART
+# Places in the crew's numbers: the call, its rows, rows wanted, and the arrivals at meetings before
+# it; the arrivals so far; then, APART, each thread's state and the call that it has seen.
+_CALL, _ROWS, _WANTED, _BEFORE = 0, APART, APART + 1, APART + 2
+ARRIVALS, _STATES = 2 * APART, 3 * APART
 _WAITING, _PARKED, _LEAVING = 0, 1, 2
 # Turns of waiting before a thread parks: the spins, and so many offers of the core to others. The
 # pause of a loop that only decodes is shorter. A server's is longer, and then its other threads and
@@ -53,7 +53,7 @@ def announce(
     """
     numbers[_ROWS], numbers[_WANTED] = rows, wanted
     call = (numbers[_CALL] // _CALLS + 1) * _CALLS + threads
-    numbers[arrivals(call)] = 0
+    numbers[_BEFORE] = numbers[ARRIVALS]
     counters[:] = 0
     atomic_store(numbers, _CALL, call)
     found = 0
@@ -97,9 +97,9 @@ def threads_of(call: int) -> int:
 
 
 @compiled
-def arrivals(call: int) -> int:
-    """Where the threads of this call count their meetings."""
-    return _ARRIVALS + call // _CALLS % 2 * APART
+def arrivals_before(numbers: AnyArray) -> int:
+    """Arrivals at meetings before the present call."""
+    return int(numbers[_BEFORE])
 
 
 @compiled

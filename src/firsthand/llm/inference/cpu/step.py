@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from firsthand.llm.inference.cpu.atomics import ZERO, barrier, forget_portions, take_portion
 from firsthand.llm.inference.cpu.attention import TOGETHER, attend, turn
 from firsthand.llm.inference.cpu.calls import (
-    arrivals,
+    ARRIVALS,
+    arrivals_before,
     next_call,
     rows_of,
     threads_of,
@@ -124,7 +125,7 @@ def take_part(
         call = next_call(thread, numbers)
         if call < 0:
             return
-        threads, place = threads_of(call), arrivals(call)
+        threads, before = threads_of(call), arrivals_before(numbers)
         met: int = ZERO
         rows, wanted = rows_of(numbers), wanted_of(numbers)
         # Every thread prepares a single row for itself; of many each prepares some, and they meet.
@@ -132,54 +133,54 @@ def take_part(
         source = 0 if many else len(work.tokens) + thread
         _embed(thread, threads, rows, weights, work)
         if many:
-            met = _meet(thread, threads, numbers, place, met, work)
+            met = _meet(thread, threads, numbers, before, met, work)
         for layer in range(shape.layers):
             _normed(thread, threads, rows, weights.attention_norms[layer], shape, work)
             if many:
-                met = _meet(thread, threads, numbers, place, met, work)
+                met = _meet(thread, threads, numbers, before, met, work)
             _heads(thread, threads, met, source, rows, layer, shape, weights, cache, work)
-            met = _meet(thread, threads, numbers, place, met, work)
+            met = _meet(thread, threads, numbers, before, met, work)
             _attention(thread, threads, met, rows, layer, shape, cache, work)
-            met = _meet(thread, threads, numbers, place, met, work)
+            met = _meet(thread, threads, numbers, before, met, work)
             levels = shape.mix_levels
             _quantized(thread, threads, rows, work.mixed, work.mix_integers, levels, work)
             if many:
-                met = _meet(thread, threads, numbers, place, met, work)
+                met = _meet(thread, threads, numbers, before, met, work)
             w, steps = weights.mix[layer], weights.mix_scales[layer]
             _added(thread, threads, met, source, rows, work.mix_integers, w, steps, work)
-            met = _meet(thread, threads, numbers, place, met, work)
+            met = _meet(thread, threads, numbers, before, met, work)
             _normed(thread, threads, rows, weights.feed_forward_norms[layer], shape, work)
             if many:
-                met = _meet(thread, threads, numbers, place, met, work)
+                met = _meet(thread, threads, numbers, before, met, work)
             _gated(thread, threads, met, source, rows, layer, weights, work)
-            met = _meet(thread, threads, numbers, place, met, work)
+            met = _meet(thread, threads, numbers, before, met, work)
             levels = shape.hidden_levels
             _quantized(thread, threads, rows, work.hidden, work.hidden_integers, levels, work)
             if many:
-                met = _meet(thread, threads, numbers, place, met, work)
+                met = _meet(thread, threads, numbers, before, met, work)
             w, steps = weights.down[layer], weights.down_scales[layer]
             _added(thread, threads, met, source, rows, work.hidden_integers, w, steps, work)
-            met = _meet(thread, threads, numbers, place, met, work)
+            met = _meet(thread, threads, numbers, before, met, work)
         if wanted:
             if many:
                 if thread == 0:
                     _gathered(wanted, work)
-                met = _meet(thread, threads, numbers, place, met, work)
+                met = _meet(thread, threads, numbers, before, met, work)
             source = 0 if wanted > 1 else len(work.tokens) + thread
             _normed(thread, threads, wanted, weights.final_norm, shape, work)
             if wanted > 1:
-                met = _meet(thread, threads, numbers, place, met, work)
+                met = _meet(thread, threads, numbers, before, met, work)
             _logits(thread, threads, met, source, wanted, weights, work)
-        barrier(numbers, place, threads, met)
+        barrier(numbers, ARRIVALS, threads, met, before)
         if thread == 0:
             return
 
 
 @compiled
-def _meet(thread: int, threads: int, numbers: AnyArray, place: int, met: int, work: Work) -> int:
+def _meet(thread: int, threads: int, numbers: AnyArray, before: int, met: int, work: Work) -> int:
     """The end of a stage; returns how often the threads have met."""
     forget_portions(work.counters, met, thread, threads)
-    return barrier(numbers, place, threads, met)
+    return barrier(numbers, ARRIVALS, threads, met, before)
 
 
 @compiled
