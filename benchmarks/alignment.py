@@ -1,9 +1,9 @@
 """What the alignment methods come to, and what a step of them costs beside TRL.
 
 accuracy: one pretrained nano checkpoint, and from it for each seed a fine-tuned model, and from
-that one each of DPO, PPO and GRPO, all as the methods' presets have it, except that the rate of the
-fine-tuning stays constant (`START`), as it does where training is to go on. A start whose rate has
-decayed knows more and gains less (docs/alignment.md). The accuracy is that of the
+that one each of DPO, PPO and GRPO, all as the methods' presets have it but for one setting: the
+rate of the fine-tuning stays constant (`START`), as it does where training is to go on. A start
+whose rate has decayed knows more and gains less (docs/alignment.md). The accuracy is that of the
 last line of each run: greedy answers to the held-out tasks, over all three splits (other numbers,
 other phrasings, both). A gain is in points over the fine-tuned model that the method began with,
 on the same questions. The KL is that to the fine-tuned model, nats per answer. `formed` is the
@@ -49,7 +49,7 @@ from firsthand.llm.training.runs import Run
 
 PARTS = ("accuracy", "steps")
 SFT, FROM_SFT = "sft", ("dpo", "ppo", "grpo")
-START = ("schedule.kind=constant", "training.steps=320")
+START = ("schedule.kind=constant",)
 FIGURES = ("accuracy", "accuracy_numbers", "accuracy_phrasings", "accuracy_both", "formed", "kl")
 COLUMNS = ("method", "accuracy", "gain", "numbers", "phrasings", "both", "formed", "KL")
 Figures = dict[str, float]
