@@ -55,7 +55,7 @@ def test_only_the_record_sees_gradients_added_in_place() -> None:
 
     def run() -> None:
         y = x.clone()
-        ((y * 2.0).sum() + (y * 3.0).sum()).backward()
+        torch.autograd.backward((y * 2.0).sum() + (y * 3.0).sum())
         x.grad = None
 
     # y and two gradients; the watch adds their sum. A few scalars live beside them.

@@ -231,7 +231,7 @@ def test_rows_longer_than_the_context_are_refused() -> None:
         ),
     ],
 )
-def test_an_engine_holds_what_is_predicted(model: dict[str, Any], engine: dict[str, int]) -> None:
+def test_an_engine_holds_what_is_predicted(model: dict[str, Any], engine: dict[str, Any]) -> None:
     config = ModelConfig(**TINY | model)
     ledger = inference_ledger(config, **engine)
     with CPUEngine(rounded(Transformer(config, FAST)), **engine) as real:
@@ -256,6 +256,7 @@ def test_pytorch_holds_what_is_predicted(dtype: Any, window: int) -> None:
 
 
 def test_an_engine_that_cannot_be_is_refused() -> None:
-    for wrong in ({"slots": 0}, {"threads": 0}, {"max_rows": 0}, {"dtype": "int4"}):
+    wrongs: list[dict[str, Any]] = [{"slots": 0}, {"threads": 0}, {"max_rows": 0}, {"dtype": "x"}]
+    for wrong in wrongs:
         with pytest.raises(AuditError):
-            inference_ledger(PRESETS["nano"], **wrong)  # type: ignore[arg-type]
+            inference_ledger(PRESETS["nano"], **wrong)
