@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from firsthand.llm.audit import engine_stages
 from firsthand.llm.audit import waterfall as falls
 from firsthand.llm.audit.ceilings import MachineCeilings
 from firsthand.llm.audit.engine_stages import STAGES, stage_seconds
@@ -17,6 +19,7 @@ from firsthand.llm.audit.errors import AuditError
 from firsthand.llm.audit.latency import predicted_decode
 from firsthand.llm.audit.torch_stages import timed_model
 from firsthand.llm.audit.waterfall import SCHEDULER, prompt_text, spread
+from firsthand.llm.inference.cpu.calls import ARRIVALS
 from firsthand.llm.inference.cpu_engine import CPUEngine
 from firsthand.llm.inference.opening import rounded
 from firsthand.llm.model.config import ModelConfig
@@ -61,6 +64,21 @@ def test_the_timed_step_gives_the_engine_s_bits(model: Transformer, threads: int
     assert found.shape == (5, len(STAGES))
     assert (found >= 0).all()
     assert (found.sum(axis=1) > 0).all()
+
+
+def test_the_timed_stages_meet_at_a_place_of_their_numbers(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled code looks at no bounds: meeting behind the end let threads pass, now and then."""
+    lengths = []
+
+    def look(kernel: object, threads: int, tokens: int, passes: int, arguments: Any) -> None:
+        lengths.append(next(len(given) for given in arguments(0) if type(given) is np.ndarray))
+
+    monkeypatch.setattr(engine_stages, "run_together", look)
+    with CPUEngine(rounded(model), threads=2) as engine:
+        stage_seconds(engine, 11, 9, 5)
+    assert lengths[0] > ARRIVALS
 
 
 def test_a_timed_model_gives_the_model_s_numbers(model: Transformer) -> None:

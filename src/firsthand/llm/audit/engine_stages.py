@@ -15,19 +15,20 @@ from numpy.typing import NDArray
 
 from firsthand.llm.audit.threads import AnyArray, clock, compiled, run_together
 from firsthand.llm.inference.cpu.atomics import ZERO
-from firsthand.llm.inference.cpu.step import (
+from firsthand.llm.inference.cpu.calls import places
+from firsthand.llm.inference.cpu.stages import (
     Cache,
     Shape,
     Work,
-    _added,
-    _attention,
-    _embed,
-    _gated,
-    _heads,
-    _logits,
-    _meet,
-    _normed,
-    _quantized,
+    added,
+    attention,
+    embed,
+    gated,
+    heads,
+    logits,
+    meet,
+    normed,
+    quantized,
 )
 from firsthand.llm.inference.cpu.weights import Weights
 from firsthand.llm.inference.cpu_engine import CPUEngine
@@ -70,12 +71,14 @@ def stage_seconds(engine: CPUEngine, token: int, position: int, tokens: int) -> 
     work.wanted[0] = 0
     work.counters[:] = 0
     spent = np.zeros((tokens, len(STAGES)), np.int64)
+    # The engine's stages meet at a place of the crew's numbers; `run_together` has only one.
+    meetings = np.zeros(places(engine.threads), np.int64)
     run_together(
         _timed_steps,
         engine.threads,
         tokens,
         1,
-        lambda thread: (shape, weights, cache, work, spent),
+        lambda thread: (shape, weights, cache, work, meetings, spent),
     )
     return np.multiply(spent, 1e-9, dtype=np.float64)
 
@@ -84,13 +87,14 @@ def stage_seconds(engine: CPUEngine, token: int, position: int, tokens: int) -> 
 def _timed_steps(
     thread: int,
     threads: int,
-    numbers: AnyArray,
+    _: AnyArray,
     times: AnyArray,
     rows: int,
     shape: Shape,
     weights: Weights,
     cache: Cache,
     work: Work,
+    meetings: AnyArray,
     spent: AnyArray,
 ) -> None:
     """As `take_part` for one row whose logits are wanted, a token for each of `times`.
@@ -102,50 +106,50 @@ def _timed_steps(
     source = len(work.tokens) + thread
     for token in range(len(times)):
         # Meeting once more also clears the counters of the stage before.
-        met = _meet(thread, threads, numbers, ZERO, met, work)
+        met = meet(thread, threads, meetings, ZERO, met, work)
         began = clock()
         last = began
         row = spent[token]
-        _embed(thread, threads, rows, weights, work)
+        embed(thread, threads, rows, weights, work)
         last = _noted(thread, _EMBEDDING, last, row)
         for layer in range(shape.layers):
-            _normed(thread, threads, rows, weights.attention_norms[layer], shape, work)
+            normed(thread, threads, rows, weights.attention_norms[layer], shape, work)
             last = _noted(thread, _GRIDS, last, row)
-            _heads(thread, threads, met, source, rows, layer, shape, weights, cache, work)
+            heads(thread, threads, met, source, rows, layer, shape, weights, cache, work)
             last = _noted(thread, _QKV, last, row)
-            met = _meet(thread, threads, numbers, ZERO, met, work)
+            met = meet(thread, threads, meetings, ZERO, met, work)
             last = _noted(thread, _MEETINGS, last, row)
-            _attention(thread, threads, met, rows, layer, shape, cache, work)
+            attention(thread, threads, met, rows, layer, shape, cache, work)
             last = _noted(thread, _ATTENTION, last, row)
-            met = _meet(thread, threads, numbers, ZERO, met, work)
+            met = meet(thread, threads, meetings, ZERO, met, work)
             last = _noted(thread, _MEETINGS, last, row)
             levels = shape.mix_levels
-            _quantized(thread, threads, rows, work.mixed, work.mix_integers, levels, work)
+            quantized(thread, threads, rows, work.mixed, work.mix_integers, levels, work)
             last = _noted(thread, _GRIDS, last, row)
             w, steps = weights.mix[layer], weights.mix_scales[layer]
-            _added(thread, threads, met, source, rows, work.mix_integers, w, steps, work)
+            added(thread, threads, met, source, rows, work.mix_integers, w, steps, work)
             last = _noted(thread, _OUTPUT, last, row)
-            met = _meet(thread, threads, numbers, ZERO, met, work)
+            met = meet(thread, threads, meetings, ZERO, met, work)
             last = _noted(thread, _MEETINGS, last, row)
-            _normed(thread, threads, rows, weights.feed_forward_norms[layer], shape, work)
+            normed(thread, threads, rows, weights.feed_forward_norms[layer], shape, work)
             last = _noted(thread, _GRIDS, last, row)
-            _gated(thread, threads, met, source, rows, layer, weights, work)
+            gated(thread, threads, met, source, rows, layer, weights, work)
             last = _noted(thread, _GATE, last, row)
-            met = _meet(thread, threads, numbers, ZERO, met, work)
+            met = meet(thread, threads, meetings, ZERO, met, work)
             last = _noted(thread, _MEETINGS, last, row)
             levels = shape.hidden_levels
-            _quantized(thread, threads, rows, work.hidden, work.hidden_integers, levels, work)
+            quantized(thread, threads, rows, work.hidden, work.hidden_integers, levels, work)
             last = _noted(thread, _GRIDS, last, row)
             w, steps = weights.down[layer], weights.down_scales[layer]
-            _added(thread, threads, met, source, rows, work.hidden_integers, w, steps, work)
+            added(thread, threads, met, source, rows, work.hidden_integers, w, steps, work)
             last = _noted(thread, _DOWN, last, row)
-            met = _meet(thread, threads, numbers, ZERO, met, work)
+            met = meet(thread, threads, meetings, ZERO, met, work)
             last = _noted(thread, _MEETINGS, last, row)
-        _normed(thread, threads, rows, weights.final_norm, shape, work)
+        normed(thread, threads, rows, weights.final_norm, shape, work)
         last = _noted(thread, _GRIDS, last, row)
-        _logits(thread, threads, met, source, rows, weights, work)
+        logits(thread, threads, met, source, rows, weights, work)
         last = _noted(thread, _LOGITS, last, row)
-        met = _meet(thread, threads, numbers, ZERO, met, work)
+        met = meet(thread, threads, meetings, ZERO, met, work)
         last = _noted(thread, _MEETINGS, last, row)
         if thread == 0:
             times[token] = last - began

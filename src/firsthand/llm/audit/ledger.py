@@ -23,7 +23,7 @@ from firsthand.llm.audit.part_memory import LONG
 from firsthand.llm.audit.step_memory import live_bytes
 from firsthand.llm.inference.cpu.atomics import APART
 from firsthand.llm.inference.cpu.attention import TOGETHER, padded_head
-from firsthand.llm.inference.cpu.step import ROW_PANEL
+from firsthand.llm.inference.cpu.stages import ROW_PANEL
 from firsthand.llm.kernels.int8_matmul.panels import PANEL, padded
 from firsthand.llm.kernels.int8_matmul.tiles import SUMS
 from firsthand.llm.model.config import ModelConfig, parameter_counts
@@ -292,7 +292,7 @@ def _packed_bytes(config: ModelConfig, capacity: int) -> int:
 
 
 def _work_bytes(config: ModelConfig, slots: int, capacity: int, rows: int, threads: int) -> int:
-    """`inference.cpu.step.Work` without the logits."""
+    """`inference.cpu.stages.Work` without the logits."""
     d, mixed, hidden = config.d_model, config.qkv_rows[0], config.hidden_width
     numbers = 4 * (3 * rows + slots)
     head = padded_head(config.head_width)

@@ -1,6 +1,6 @@
 """The work of a token, a prompt and a training step as pieces, each of one kernel.
 
-The pieces follow the code: the stages of `inference.cpu.step` for the CPU engine, and for training
+The pieces follow the code: `inference.cpu.stages` for the CPU engine, and for training
 what `model.layers`, the kernels of a CPU, `training.loop` and `training.optimizers` do, a gradient
 after the other. `latency` turns pieces into seconds.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from firsthand.llm.audit.engine_rates import STREAM_HEAD_WIDTH, STREAM_WIDTH
 from firsthand.llm.audit.kernel_rates import attention_flops
-from firsthand.llm.inference.cpu.step import ROW_PANEL
+from firsthand.llm.inference.cpu.stages import ROW_PANEL
 from firsthand.llm.kernels.cross_entropy import with_triton as gpu_cross_entropy
 from firsthand.llm.kernels.cross_entropy.with_torch import CHUNK
 from firsthand.llm.kernels.int8_matmul.panels import PANEL, padded

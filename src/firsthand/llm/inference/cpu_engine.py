@@ -18,7 +18,7 @@ from firsthand.llm.inference.cpu.atomics import APART
 from firsthand.llm.inference.cpu.attention import TOGETHER, padded_head
 from firsthand.llm.inference.cpu.calls import MOST_THREADS
 from firsthand.llm.inference.cpu.crew import Crew
-from firsthand.llm.inference.cpu.step import ROW_PANEL, Cache, Shape, Work
+from firsthand.llm.inference.cpu.stages import ROW_PANEL, Cache, Shape, Work
 from firsthand.llm.inference.cpu.weights import Weights, aligned, packed
 from firsthand.llm.inference.engine import Rows
 from firsthand.llm.inference.errors import InferenceError

@@ -14,7 +14,8 @@ import threading
 import numpy as np
 
 from firsthand.llm.inference.cpu.calls import announce, dismiss, places
-from firsthand.llm.inference.cpu.step import Cache, Shape, Work, take_part
+from firsthand.llm.inference.cpu.stages import Cache, Shape, Work
+from firsthand.llm.inference.cpu.step import take_part
 from firsthand.llm.inference.cpu.weights import Weights
 from firsthand.llm.inference.errors import InferenceError
 

@@ -20,24 +20,27 @@ from llvmlite import binding, ir
 from numba import types
 
 from firsthand.llm.kernels.compiling import emitted
+from firsthand.llm.kernels.vectors import (
+    BYTE,
+    INT,
+    INTS,
+    LANES,
+    LONG,
+    SHORT,
+    intrinsic,
+    lane_sums,
+    load,
+    sum_loop,
+)
 
 # Integers of one step along the sum; rows are padded with zeros to a multiple.
 STEP = 16
 # Steps in one turn of the loop over a single row: 64 weights, a cache line.
 UNROLLED = 4
 # Sums that a tile writes, whether it has as many or not.
-SUMS = 8
+SUMS = LANES
 
-_BYTE, _SHORT, _INT, _LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_VECTOR = ir.VectorType(_INT, STEP // 2)
-_NOTHING = ir.Constant(_VECTOR, [0] * (STEP // 2))
 _PADDWD = "llvm.x86.avx2.pmadd.wd"
-# From eight vectors to the vector of their sums: the lanes of a pair that meet at each level.
-_HALVES = (
-    ([0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]),
-    ([0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
-    ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
-)
 
 
 def has_pair_products() -> bool:
@@ -73,7 +76,7 @@ def dot_tiles(*, from_memory: bool) -> Callable[..., None]:
             x, w, sums, width = _pointers(target, builder, kinds, (x, w, sums))
             x = builder.gep(x, [builder.add(builder.mul(row, width), first)])
             w = builder.gep(w, [builder.add(builder.mul(column, width), first)])
-            sums = builder.gep(sums, [builder.mul(place, _LONG(SUMS))])
+            sums = builder.gep(sums, [builder.mul(place, LONG(SUMS))])
             given = [x, w, sums, width, builder.sub(last, first)]
             _call_for(builder, rows, given, from_memory)
             return target.get_dummy_value()
@@ -122,7 +125,7 @@ def _pointers(target: Any, builder: Any, kinds: Any, arrays: Any) -> tuple[Any, 
     )
     found = (
         builder.bitcast(array.data, kind.as_pointer())
-        for array, kind in ((x, _SHORT), (w, _BYTE), (sums, _INT))
+        for array, kind in ((x, SHORT), (w, BYTE), (sums, INT))
     )
     return *found, builder.extract_value(w.shape, 1)
 
@@ -133,7 +136,7 @@ def _call_for(builder: Any, rows: Any, given: list[Any], from_memory: bool) -> N
     sizes = [builder.append_basic_block(f"rows_{size}") for size in range(1, SUMS + 1)]
     chosen = builder.switch(rows, sizes[-1])
     for size, block in enumerate(sizes, 1):
-        chosen.add_case(_LONG(size), block)
+        chosen.add_case(LONG(size), block)
         builder.position_at_end(block)
         builder.call(_tile_function(builder.module, size, from_memory), given)
         builder.branch(done)
@@ -142,9 +145,9 @@ def _call_for(builder: Any, rows: Any, given: list[Any], from_memory: bool) -> N
 
 def _tile_function(module: Any, rows: int, from_memory: bool) -> Any:
     def body(builder: Any, x: Any, w: Any, sums: Any, width: Any, count: Any) -> None:
-        left = [builder.gep(x, [builder.mul(width, _LONG(i))]) for i in range(rows)]
+        left = [builder.gep(x, [builder.mul(width, LONG(i))]) for i in range(rows)]
         totals = _loop(builder, left, w, count, 1, width if from_memory else None)
-        place = builder.bitcast(sums, _VECTOR.as_pointer())
+        place = builder.bitcast(sums, INTS.as_pointer())
         before = builder.load(place)
         before.align = 4
         builder.store(builder.add(before, _sums(builder, totals)), place).align = 4
@@ -156,9 +159,9 @@ def _rows_function(module: Any, ahead: int) -> Any:
     def body(builder: Any, x: Any, w: Any, sums: Any, width: Any, count: Any) -> None:
         totals = []
         for j in range(SUMS):
-            row = builder.gep(w, [builder.mul(width, _LONG(j))])
-            totals += _loop(builder, [x], row, count, UNROLLED, _LONG(ahead))
-        place = builder.bitcast(sums, _VECTOR.as_pointer())
+            row = builder.gep(w, [builder.mul(width, LONG(j))])
+            totals += _loop(builder, [x], row, count, UNROLLED, LONG(ahead))
+        place = builder.bitcast(sums, INTS.as_pointer())
         builder.store(_sums(builder, totals), place).align = 4
 
     return _function(module, f"firsthand_dot_rows_{ahead}", body)
@@ -172,8 +175,8 @@ def _function(module: Any, name: str, body: Callable[..., None]) -> Any:
     """
     if name in module.globals:
         return module.globals[name]
-    kinds = [kind.as_pointer() for kind in (_SHORT, _BYTE, _INT)]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*kinds, _LONG, _LONG]), name)
+    kinds = [kind.as_pointer() for kind in (SHORT, BYTE, INT)]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*kinds, LONG, LONG]), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block())
@@ -186,72 +189,43 @@ def _loop(
     builder: Any, left: list[Any], w: Any, count: Any, unrolled: int, ahead: Any
 ) -> list[Any]:
     """The loop along the sum: a vector of partial sums for each row of x."""
-    before = builder.block
-    body, after = builder.append_basic_block("step"), builder.append_basic_block("summed")
-    builder.branch(body)
-    builder.position_at_end(body)
-    k = builder.phi(_LONG)
-    k.add_incoming(_LONG(0), before)
-    kept = [builder.phi(_VECTOR) for _ in left]
-    for total in kept:
-        total.add_incoming(_NOTHING, before)
-    totals = list(kept)
-    for turn in range(unrolled):
-        place = builder.add(k, _LONG(STEP * turn))
-        weights = builder.sext(_load(builder, w, place, _BYTE), ir.VectorType(_SHORT, STEP))
-        for i, row in enumerate(left):
-            x = _load(builder, row, place, _SHORT)
-            totals[i] = builder.add(totals[i], _pair_products(builder, x, weights))
-    if ahead is not None:
-        arguments = [_BYTE.as_pointer(), _INT, _INT, _INT]
-        fetch = _intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
-        # To be read, kept in all caches, data.
-        place = builder.gep(w, [builder.add(k, ahead)])
-        builder.call(fetch, [place, _INT(0), _INT(3), _INT(1)])
-    following = builder.add(k, _LONG(STEP * unrolled))
-    k.add_incoming(following, body)
-    for total, fresh in zip(kept, totals, strict=True):
-        total.add_incoming(fresh, body)
-    builder.cbranch(builder.icmp_signed("<", following, count), body, after)
-    builder.position_at_end(after)
-    return totals
+
+    def body(k: Any, totals: list[Any]) -> list[Any]:
+        for turn in range(unrolled):
+            place = builder.add(k, LONG(STEP * turn))
+            weights = load(builder, w, place, BYTE, STEP, 1)
+            weights = builder.sext(weights, ir.VectorType(SHORT, STEP))
+            totals = [
+                builder.add(
+                    total,
+                    _pair_products(builder, load(builder, row, place, SHORT, STEP, 1), weights),
+                )
+                for total, row in zip(totals, left, strict=True)
+            ]
+        if ahead is not None:
+            arguments = [BYTE.as_pointer(), INT, INT, INT]
+            fetch = intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+            # To be read, kept in all caches, data.
+            place = builder.gep(w, [builder.add(k, ahead)])
+            builder.call(fetch, [place, INT(0), INT(3), INT(1)])
+        return totals
+
+    return sum_loop(builder, count, STEP * unrolled, INTS, len(left), body)
 
 
 def _sums(builder: Any, totals: list[Any]) -> Any:
-    """The sums of up to eight vectors as one vector, by adding halves of pairs."""
-    level = totals + [_NOTHING] * (SUMS - len(totals))
-    for even, odd in _HALVES:
-        level = [
-            builder.add(
-                builder.shuffle_vector(a, b, ir.Constant(_VECTOR, even)),
-                builder.shuffle_vector(a, b, ir.Constant(_VECTOR, odd)),
-            )
-            for a, b in zip(level[::2], level[1::2], strict=True)
-        ]
-    return level[0]
-
-
-def _load(builder: Any, row: Any, place: Any, kind: Any) -> Any:
-    kinds = ir.VectorType(kind, STEP).as_pointer()
-    loaded = builder.load(builder.bitcast(builder.gep(row, [place]), kinds))
-    loaded.align = 1
-    return loaded
+    return lane_sums(builder, totals, INTS, builder.add)
 
 
 def _pair_products(builder: Any, x: Any, w: Any) -> Any:
     """x0 w0 + x1 w1, x2 w2 + x3 w3, ... in 32 bits."""
     if has_pair_products():
-        multiply = _intrinsic(builder, _PADDWD, _VECTOR, [x.type, w.type])
+        multiply = intrinsic(builder, _PADDWD, INTS, [x.type, w.type])
         return builder.call(multiply, [x, w])
     nothing = ir.Constant(x.type, ir.Undefined)
     halves = []
     for first in (0, 1):
-        picked = ir.Constant(_VECTOR, list(range(first, STEP, 2)))
-        pair = [builder.sext(builder.shuffle_vector(v, nothing, picked), _VECTOR) for v in (x, w)]
+        picked = ir.Constant(INTS, list(range(first, STEP, 2)))
+        pair = [builder.sext(builder.shuffle_vector(v, nothing, picked), INTS) for v in (x, w)]
         halves.append(builder.mul(*pair))
     return builder.add(*halves)
-
-
-def _intrinsic(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
-    known = builder.module.globals.get(name)
-    return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
