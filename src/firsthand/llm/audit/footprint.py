@@ -84,7 +84,7 @@ def training_footprint(
 
 def engine_footprint(engine: CPUEngine) -> Footprint:
     """The CPU engine's arrays."""
-    work = engine._work
+    logits = engine._work.logits.nbytes
     ledger = inference_ledger(
         engine.config,
         slots=engine.slots,
@@ -95,8 +95,8 @@ def engine_footprint(engine: CPUEngine) -> Footprint:
     measured = {
         "weights": _once(engine._weights),
         "cache": engine.cache_bytes,
-        "logits": work.logits.nbytes,
-        "workspace": sum(array.nbytes for array in work) - work.logits.nbytes,
+        "logits": logits,
+        "workspace": engine.work_bytes - logits,
     }
     return Footprint(
         "INT8 on the CPU engine", "made", _categories(ledger), measured, sum(measured.values())

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firsthand.llm.inference.cpu.atomics import APART
-from firsthand.llm.inference.cpu.attention import TOGETHER, padded_head
+from firsthand.llm.inference.cpu.attention import ATTEND, TOGETHER, padded_head
 from firsthand.llm.inference.cpu.calls import MOST_THREADS
 from firsthand.llm.inference.cpu.crew import Crew
 from firsthand.llm.inference.cpu.stages import ROW_PANEL, Cache, Shape, Work
 from firsthand.llm.inference.cpu.weights import Weights, aligned, packed
 from firsthand.llm.inference.engine import Rows
 from firsthand.llm.inference.errors import InferenceError
-from firsthand.llm.kernels.int8_matmul.panels import PANEL, padded
+from firsthand.llm.kernels.int8_matmul.panels import PANEL, PANEL_PRODUCTS, padded
 from firsthand.llm.kernels.int8_matmul.tiles import SUMS
 from firsthand.llm.kernels.int8_matmul.with_numpy import activation_levels
 from firsthand.llm.model.config import ModelConfig
@@ -94,6 +94,11 @@ class CPUEngine:
     def cache_bytes(self) -> int:
         """Bytes of all slots' keys, values and their scales."""
         return sum(array.nbytes for array in self._cache)
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes of what a call reads and writes besides, logits among it."""
+        return sum(array.nbytes for array in self._work if isinstance(array, np.ndarray))
 
     def forward(
         self, tokens: Rows, slots: Rows, positions: Rows, wanted: Rows
@@ -213,4 +218,6 @@ def _work(config: ModelConfig, rows: int, wanted: int, capacity: int, threads: i
         outputs=aligned((threads, TOGETHER, head), np.float32),
         sums=aligned((threads, widest, SUMS), np.int32),
         counters=np.zeros(3 * threads * APART, np.int64),
+        panel_products=PANEL_PRODUCTS.address(),
+        attend=ATTEND.address(),
     )

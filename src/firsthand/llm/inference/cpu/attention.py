@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firsthand.llm.inference.cpu.attention_tiles import WIDTH_MULTIPLE, mix_tile, score_tile
-from firsthand.llm.kernels.compiling import compiled
+from firsthand.llm.kernels.compiling import compiled, separate
 from firsthand.llm.kernels.exponential import exp32
 
 AnyArray = NDArray[Any]
@@ -116,3 +116,10 @@ def _weights(
     inverse = _ONE / total
     for t in range(seen):
         scores[row, t] *= inverse * value_scales[t]
+
+
+ATTEND = separate(
+    attend,
+    "void(f4[:,::1], i8, i4[::1], f4, i1[:,::1], f4[::1], i1[:,::1], f4[::1], f4[:,::1],"
+    " f4[:,::1])",
+)

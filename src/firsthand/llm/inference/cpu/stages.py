@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firsthand.llm.inference.cpu.atomics import ZERO, barrier, forget_portions, take_portion
-from firsthand.llm.inference.cpu.attention import TOGETHER, attend, turn
+from firsthand.llm.inference.cpu.attention import ATTEND, TOGETHER, turn
 from firsthand.llm.inference.cpu.calls import ARRIVALS
 from firsthand.llm.inference.cpu.weights import Weights
-from firsthand.llm.kernels.compiling import compiled
+from firsthand.llm.kernels.compiling import inner
 from firsthand.llm.kernels.exponential import exp32
-from firsthand.llm.kernels.int8_matmul.panels import PANEL, panel_products, quantize_row
+from firsthand.llm.kernels.int8_matmul.panels import PANEL, PANEL_PRODUCTS, quantize_row
 
 AnyArray = NDArray[Any]
 
@@ -31,6 +31,7 @@ ROW_PANEL = 64
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
 _CACHE_LEVELS = np.float32(127.0)
+_panel_products, _attend_at = PANEL_PRODUCTS.call, ATTEND.call
 
 
 class Shape(NamedTuple):
@@ -79,6 +80,7 @@ class Work(NamedTuple):
             scratch.
         sums: int32 (threads, widest panel, SUMS), scratch.
         counters: int64, see `take_portion`; 0 before a call.
+        panel_products, attend: where these two functions lie, which do most of the work.
     """
 
     tokens: AnyArray
@@ -101,16 +103,18 @@ class Work(NamedTuple):
     outputs: AnyArray
     sums: AnyArray
     counters: AnyArray
+    panel_products: np.int64
+    attend: np.int64
 
 
-@compiled
+@inner
 def meet(thread: int, threads: int, numbers: AnyArray, before: int, met: int, work: Work) -> int:
     """The end of a stage; returns how often the threads have met."""
     forget_portions(work.counters, met, thread, threads)
     return barrier(numbers, ARRIVALS, threads, met, before)
 
 
-@compiled
+@inner
 def _own_rows(thread: int, threads: int, rows: int, work: Work) -> tuple[int, int, int]:
     """The rows that a thread prepares, first and last, and what to add for their place.
 
@@ -121,7 +125,7 @@ def _own_rows(thread: int, threads: int, rows: int, work: Work) -> tuple[int, in
     return rows * thread // threads, rows * (thread + 1) // threads, 0
 
 
-@compiled
+@inner
 def _next_panel(
     thread: int, threads: int, met: int, rows: int, last: int, work: Work
 ) -> tuple[int, int]:
@@ -133,7 +137,7 @@ def _next_panel(
     return panel * size, min(last, panel * size + size)
 
 
-@compiled
+@inner
 def gathered(wanted: int, work: Work) -> None:
     """Move the rows asked for to the front; they are in order, so none is overwritten before."""
     for place in range(wanted):
@@ -143,7 +147,7 @@ def gathered(wanted: int, work: Work) -> None:
                 work.stream[place, i] = work.stream[row, i]
 
 
-@compiled
+@inner
 def embed(thread: int, threads: int, rows: int, weights: Weights, work: Work) -> None:
     """The tokens' embeddings into the stream.
 
@@ -157,7 +161,7 @@ def embed(thread: int, threads: int, rows: int, weights: Weights, work: Work) ->
             work.stream[row, i] = np.float32(weights.embedding[token, i]) * step
 
 
-@compiled
+@inner
 def normed(thread: int, threads: int, rows: int, norm: AnyArray, shape: Shape, work: Work) -> None:
     """RMSNorm and quantization of the stream: for one row by each thread into its own place."""
     first, last, target = _own_rows(thread, threads, rows, work)
@@ -174,7 +178,7 @@ def normed(thread: int, threads: int, rows: int, norm: AnyArray, shape: Shape, w
         work.scales[place] = quantize_row(scratch, shape.model_levels, work.model_integers[place])
 
 
-@compiled
+@inner
 def quantized(
     thread: int,
     threads: int,
@@ -191,7 +195,7 @@ def quantized(
         work.scales[place] = quantize_row(x[row], levels, integers[place])
 
 
-@compiled
+@inner
 def heads(
     thread: int,
     threads: int,
@@ -212,9 +216,9 @@ def heads(
         head = take_portion(work.counters, met, thread, threads, total)
         if head < 0:
             return
-        panel_products(
-            work.model_integers, work.scales, source, rows, weights.qkv[layer],
-            weights.qkv_scales[layer], head * width, head * width + width,
+        _panel_products(
+            work.panel_products, work.model_integers, work.scales, source, rows,
+            weights.qkv[layer], weights.qkv_scales[layer], head * width, head * width + width,
             work.sums[thread], block, ZERO,
         )  # fmt: skip
         for row in range(rows):
@@ -237,7 +241,7 @@ def heads(
                 )
 
 
-@compiled
+@inner
 def attention(
     thread: int,
     threads: int,
@@ -267,7 +271,7 @@ def attention(
                 _attend(thread, head, row, row + 1, layer, shape, cache, work)
 
 
-@compiled
+@inner
 def _attend(
     thread: int,
     head: int,
@@ -281,8 +285,8 @@ def _attend(
     """One head of one row, or of TOGETHER rows of one text."""
     slot, out = work.slots[first], work.outputs[thread]
     shared = head * shape.kv_heads // shape.heads
-    attend(
-        work.queries[head], first, work.positions[first:last], shape.score_scale,
+    _attend_at(
+        work.attend, work.queries[head], first, work.positions[first:last], shape.score_scale,
         cache.keys[layer, slot, shared], cache.key_scales[layer, slot, shared],
         cache.values[layer, slot, shared], cache.value_scales[layer, slot, shared],
         work.scores[thread], out,
@@ -292,7 +296,7 @@ def _attend(
             work.mixed[row, head * shape.width + i] = out[row - first, i]
 
 
-@compiled
+@inner
 def added(
     thread: int,
     threads: int,
@@ -311,8 +315,8 @@ def added(
         start, end = _next_panel(thread, threads, met, rows, last, work)
         if start == last:
             return
-        panel_products(
-            integers, work.scales, source, rows, w, w_scales, start, end,
+        _panel_products(
+            work.panel_products, integers, work.scales, source, rows, w, w_scales, start, end,
             work.sums[thread], block, ZERO,
         )  # fmt: skip
         for row in range(rows):
@@ -320,7 +324,7 @@ def added(
                 work.stream[row, start + i] += block[row, i]
 
 
-@compiled
+@inner
 def gated(
     thread: int,
     threads: int,
@@ -338,13 +342,15 @@ def gated(
         start, end = _next_panel(thread, threads, met, rows, last, work)
         if start == last:
             return
-        panel_products(
-            work.model_integers, work.scales, source, rows, weights.gate[layer],
-            weights.gate_scales[layer], start, end, work.sums[thread], gates, ZERO,
+        _panel_products(
+            work.panel_products, work.model_integers, work.scales, source, rows,
+            weights.gate[layer], weights.gate_scales[layer], start, end,
+            work.sums[thread], gates, ZERO,
         )  # fmt: skip
-        panel_products(
-            work.model_integers, work.scales, source, rows, weights.up[layer],
-            weights.up_scales[layer], start, end, work.sums[thread], ups, ZERO,
+        _panel_products(
+            work.panel_products, work.model_integers, work.scales, source, rows,
+            weights.up[layer], weights.up_scales[layer], start, end,
+            work.sums[thread], ups, ZERO,
         )  # fmt: skip
         for row in range(rows):
             for i in range(end - start):
@@ -352,7 +358,7 @@ def gated(
                 work.hidden[row, start + i] = z / (_ONE + exp32(-z)) * ups[row, i]
 
 
-@compiled
+@inner
 def logits(
     thread: int, threads: int, met: int, source: int, rows: int, weights: Weights, work: Work
 ) -> None:
@@ -361,7 +367,7 @@ def logits(
         start, end = _next_panel(thread, threads, met, rows, last, work)
         if start == last:
             return
-        panel_products(
-            work.model_integers, work.scales, source, rows, weights.output,
+        _panel_products(
+            work.panel_products, work.model_integers, work.scales, source, rows, weights.output,
             weights.output_scales, start, end, work.sums[thread], work.logits, start,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from firsthand.llm.kernels.compiling import compiled, inlined
+from firsthand.llm.kernels.compiling import compiled, inlined, separate
 from firsthand.llm.kernels.int8_matmul.tiles import STEP, SUMS, UNROLLED, dot_rows, dot_tiles
 
 AnyArray = NDArray[Any]
@@ -148,3 +148,9 @@ def _tile_sums(
                 _first(x, row, rows, w, n, begin, end, sums, n - first)
             else:
                 _later(x, row, rows, w, n, begin, end, sums, n - first)
+
+
+PANEL_PRODUCTS = separate(
+    panel_products,
+    "void(i2[:,::1], f4[::1], i8, i8, i1[:,::1], f4[::1], i8, i8, i4[:,::1], f4[:,::1], i8)",
+)
