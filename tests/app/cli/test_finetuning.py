@@ -116,7 +116,23 @@ def test_build_goes_through_it(
     code, out, err = firsthand("build", "-o", "built", *overrides(*MODEL), folder=place)
     assert code == 0, err
     assert "s in all" in out.splitlines()[-1]
-    assert (place / "built-sft" / "report.html").exists()
+    for method, base in (("sft", "built"), ("dpo", "built-sft")):
+        record = json.loads((place / f"built-{method}" / "run.json").read_text())["alignment"]
+        assert (record["method"], Path(record["base"]).name) == (method, base)
+        assert (place / f"built-{method}" / "report.html").exists()
+
+
+def test_build_ends_where_it_is_told(
+    firsthand: Command, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from firsthand.app.cli import finetuning
+
+    whole = finetuning.start_aligned
+    monkeypatch.setattr(finetuning, "start_aligned", lambda *a, **k: whole(*a, settings=SHORT, **k))
+    words = ("build", "-o", "half", "--until", "sft", *overrides(*MODEL))
+    code, _, err = firsthand(*words, folder=place)
+    assert code == 0, err
+    assert (place / "half-sft").exists() and not (place / "half-dpo").exists()
 
 
 def test_build_says_at_once_that_there_is_no_room(firsthand: Command, place: Path) -> None:
@@ -139,7 +155,7 @@ def test_build_says_at_once_that_there_is_no_room(firsthand: Command, place: Pat
         (("finetune", "runs/nano", "-o", "x", "-s", "tasks.kinds=[]"), "at least one is named"),
         (("finetune", "runs/nano", "-o", "x", "-s", "tasks.levels=[4]"), "levels are of (1, 2, 3)"),
         (("finetune", "runs/nano", "-o", "x", "-s", "task.count=3"), "there is no setting 'task'"),
-        (("build", "--until", "dpo"), "--until is one of train, sft"),
+        (("build", "--until", "ppo"), "--until is one of train, sft, dpo"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(

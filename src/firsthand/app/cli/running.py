@@ -31,9 +31,14 @@ PresetOption = Annotated[
     str, typer.Option("--preset", "-p", help="nano, laptop-10m, full-100m, or a file NAME.toml.")
 ]
 
-STAGES = ("train", "sft")
+# After the training, what a run beside the last one is made with, and what is said of it.
+ALIGNMENTS = {
+    "sft": "Fine-tuning on generated tasks.",
+    "dpo": "Preferences: right answers above its own wrong ones.",
+}
+STAGES = ("train", *ALIGNMENTS)
 # Other presets are models that take hours: what comes behind them is decided then.
-LAST_STAGE = {"nano": "sft"}
+LAST_STAGE = {"nano": "dpo"}
 
 
 def train(
@@ -70,28 +75,30 @@ def build(
     mine: MineOption = False,
     workspace: WorkspaceOption = None,
     until: Annotated[
-        str, typer.Option(help="The last stage: train or sft. Default: sft for nano, else train.")
+        str,
+        typer.Option(help="The last stage: train, sft or dpo. Default: dpo for nano, else train."),
     ] = "",
 ) -> None:
     """From text to a model that answers, in one command.
 
-    The fine-tuned model is a run of its own beside the other, e.g. runs/nano-sft.
+    Training, fine-tuning (SFT), preferences (DPO): each leaves a run of its own beside the others,
+    e.g. runs/nano, runs/nano-sft and runs/nano-dpo.
     """
     began = time.monotonic()
     with one_sentence():
         stages = _stages(preset, until)
         folder = out or default_folder(preset, settings)
-        if "sft" in stages:
-            _require_free_for("sft", folder)
+        for method in stages[1:]:
+            _require_free_for(method, folder)
         run, stopped = _start(preset, settings, folder, mine, workspace)
         if stopped:
             raise typer.Exit(130)
         _conclude(run)
-        if "sft" in stages:
+        for method in stages[1:]:
             from firsthand.app.cli.finetuning import start_aligned
 
-            print("Fine-tuning on generated tasks.")
-            _, stopped = start_aligned("sft", run.folder, mine=mine, workspace=workspace)
+            print(ALIGNMENTS[method])
+            run, stopped = start_aligned(method, run.folder, mine=mine, workspace=workspace)
             if stopped:
                 raise typer.Exit(130)
         print(f"{time.monotonic() - began:.0f} s in all.")
