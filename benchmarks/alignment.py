@@ -212,15 +212,19 @@ def main() -> None:
             results |= step_results(found)
             columns, rows = STEP_COLUMNS, step_rows(found)
             answers = setting.prompts * setting.group
+            weights = (
+                f"weights of {Path(setting.start).name}" if setting.start else "random weights"
+            )
             note = (
                 f"{setting.shape}, {setting.pairs} pairs; {answers} answers of at most "
-                f"{setting.new_tokens} tokens; {setting.threads} threads; random weights; "
+                f"{setting.new_tokens} tokens; {setting.threads} threads; {weights}; "
                 "median (least to most)"
             )
         if "accuracy" in parts:
             results |= measured_accuracy(given, given.keep or Path(temporary, "runs"))
     # A part alone does not take the place of the whole.
-    name = "-".join(["alignment", *([given.part] if given.part else [])])
+    start = [Path(setting.start).name] if setting.start else []
+    name = "-".join(["alignment", *([given.part] if given.part else []), *start])
     report(name, columns, rows, results, note=note, store=not given.no_store)
 
 

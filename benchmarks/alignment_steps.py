@@ -1,7 +1,8 @@
 """A DPO step and a GRPO step beside TRL's: the same weights, data and batch, float32, on the CPU.
 
-Each side runs in a process of its own and has the same random weights of one shape, the same
-tokenizer, and the same preference pairs and questions of the generated tasks. Ours runs the
+Each side runs in a process of its own and has the same weights, random ones of one shape or those
+of a run (`--start`), the same tokenizer, and the same preference pairs and questions of the
+generated tasks. Ours runs the
 training loop with the methods' own tasks; theirs is `DPOTrainer` or `GRPOTrainer` on transformers'
 Llama.
 
@@ -11,12 +12,14 @@ pairs in the same order and pad to the longest.
 
 GRPO: a step is one round and one update of all its answers: rollouts, rewards, advantages, the
 reference's forward pass, the policy's, its gradients, AdamW. Both sample with a cache, at
-temperature 1, groups of one size. Theirs writes exactly `max_new_tokens` (`min_new_tokens` is the
-same); ours has no least length and ends an answer where the end token is drawn, which random
-weights do about once in as many tokens as the vocabulary has: the tokens of each side's answers are
-reported. The reward is a plain
-function of the text, the same on both sides. The prompts are the same; the answers are drawn by
-each side's own generator.
+temperature 1, groups of one size. With random weights theirs writes exactly `max_new_tokens`
+(`min_new_tokens` is the same); ours has no least length and ends an answer where the end token is
+drawn, which random weights do about once in as many tokens as the vocabulary has. With those of a
+run both end an answer where the model does. The tokens of each side's answers are reported: they
+are what a step costs, and random weights write the longest and never the same twice, while a model
+that has learnt to answer writes a few, often equal ones. The reward is a plain function of the
+text, the same on both sides. The prompts are the same; the answers are drawn by each side's own
+generator.
 
 Theirs runs without gradient checkpointing, TRL's default, since that costs time; `recompute` turns
 it on. Time is from the end of one step to the end of the next. Memory is the peak of the resident
@@ -54,6 +57,7 @@ from firsthand.llm.alignment.preferences import Pair, encoded_pairs, task_prefer
 from firsthand.llm.alignment.reference import FILE, ReferenceTable
 from firsthand.llm.alignment.rewards import Question, task_questions
 from firsthand.llm.alignment.rollouts import Rollouts
+from firsthand.llm.alignment.runs import load_base
 from firsthand.llm.alignment.settings import DpoSettings, GrpoSettings, TaskSettings
 from firsthand.llm.data.tasks import generate_tasks
 from firsthand.llm.model.config import ModelConfig, preset, resized
@@ -85,6 +89,7 @@ class Setting:
 
     Attributes:
         shape: a preset of the model.
+        start: a run whose weights and tokenizer are used; empty: random weights of the shape.
         pairs: of a DPO step.
         prompts, group, new_tokens: of a GRPO step: questions, answers to each, their tokens.
         warmup: steps that do not count, in each process.
@@ -94,6 +99,7 @@ class Setting:
     """
 
     shape: str = "nano"
+    start: str = ""
     pairs: int = 32
     prompts: int = 8
     group: int = 8
@@ -151,18 +157,23 @@ class Clock:
 
 def prepare(folder: Path, setting: Setting) -> None:
     """Write weights and tokenizer, as both sides read them."""
-    library = Path(sysconfig.get_path("stdlib"))
-    texts = [p.read_text("utf-8") for p in sorted(library.glob("*.py"))[:SOURCES]]
-    texts += [f"{task.prompt} {task.expected}" for task in drawn_tasks(2000)]
-    tokenizer = train(texts, preset(setting.shape).vocab_size, special_tokens=CHAT_TOKENS)
+    if setting.start:
+        tokenizer = load_base(Path(setting.start), FAST).tokenizer
+    else:
+        library = Path(sysconfig.get_path("stdlib"))
+        texts = [p.read_text("utf-8") for p in sorted(library.glob("*.py"))[:SOURCES]]
+        texts += [f"{task.prompt} {task.expected}" for task in drawn_tasks(2000)]
+        tokenizer = train(texts, preset(setting.shape).vocab_size, special_tokens=CHAT_TOKENS)
     tokenizer.save(folder / TOKENIZER)
     write_hugging_face(tokenizer, folder / "tokenizer.json")
     ends = {"eos_token_id": ChatTemplate(tokenizer).end}
-    save_llama(random_model(setting, tokenizer), folder, ends)
+    save_llama(first_model(setting, tokenizer), folder, ends)
 
 
-def random_model(setting: Setting, tokenizer: Tokenizer) -> Transformer:
-    """The weights that both sides begin with: those of the seed."""
+def first_model(setting: Setting, tokenizer: Tokenizer) -> Transformer:
+    """The weights that both sides begin with: the run's, or those of the seed."""
+    if setting.start:
+        return load_base(Path(setting.start), FAST).model
     config = resized(preset(setting.shape), tokenizer.vocabulary_size)
     return Transformer(config, FAST, seed=SEED)
 
@@ -244,7 +255,7 @@ def our_side(method: str, folder: Path, setting: Setting) -> Measured:
     cpu_target.target_context.refresh()
     before = resident_bytes("VmRSS")
     reset_peak()
-    model = random_model(setting, tokenizer)
+    model = first_model(setting, tokenizer)
     config = our_config(method, model.config, setting)
     if method == "dpo":
         pairs = ordered_pairs(tokenizer, model.config.context, setting)
@@ -325,8 +336,10 @@ def their_side(method: str, folder: Path, setting: Setting) -> Measured:
     theirs: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_file=str(folder / "tokenizer.json"), eos_token=END, pad_token=END
     )
-    clock, context = Clock(), preset(setting.shape).context
-    optimizer = our_config(method, preset(setting.shape), setting).optimizer
+    shape = load_base(Path(setting.start), FAST).model.config if setting.start else None
+    shape = shape or preset(setting.shape)
+    clock, context = Clock(), shape.context
+    optimizer = our_config(method, shape, setting).optimizer
     common: dict[str, Any] = {
         "output_dir": str(folder / "trl"),
         "max_steps": setting.updates,
@@ -400,7 +413,7 @@ def their_side(method: str, folder: Path, setting: Setting) -> Measured:
                 steps_per_generation=1,
                 num_iterations=ours.epochs,
                 max_completion_length=ours.max_new_tokens,
-                generation_kwargs={"min_new_tokens": ours.max_new_tokens},
+                generation_kwargs={} if setting.start else {"min_new_tokens": ours.max_new_tokens},
                 temperature=ours.temperature,
                 beta=ours.kl_coefficient,
                 epsilon=ours.clip,

@@ -132,7 +132,8 @@ def test_build_ends_where_it_is_told(
     words = ("build", "-o", "half", "--until", "sft", *overrides(*MODEL))
     code, _, err = firsthand(*words, folder=place)
     assert code == 0, err
-    assert (place / "half-sft").exists() and not (place / "half-dpo").exists()
+    assert (place / "half-sft").exists()
+    assert not (place / "half-dpo").exists()
 
 
 def test_build_says_at_once_that_there_is_no_room(firsthand: Command, place: Path) -> None:

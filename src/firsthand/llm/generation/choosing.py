@@ -126,9 +126,12 @@ def recorded(
     """
     model = torch.log_softmax(logits, dim=-1)
     chosen = model.gather(-1, tokens[:, None])[:, 0].tolist()
-    drawn = torch.log_softmax(left, dim=-1).gather(-1, tokens[:, None])[:, 0].tolist()
+    drawn = chosen
+    if left is not logits:
+        drawn = torch.log_softmax(left, dim=-1).gather(-1, tokens[:, None])[:, 0].tolist()
     count = min(logits.shape[-1], max(sampling.top_logprobs for sampling in samplings))
-    values, ids = (part.tolist() for part in model.topk(count, dim=-1))
+    best = torch.topk(model, count, dim=-1) if count else None
+    values, ids = (part.tolist() for part in best) if best else ([[]] * len(chosen),) * 2
     choices = []
     for row, (token, sampling) in enumerate(zip(tokens.tolist(), samplings, strict=True)):
         if not sampling.records:
