@@ -197,7 +197,6 @@ def _entries(plan: Plan) -> list[tuple[str, int, str]]:
     """Each category, its bytes, and what there is to say of it."""
     ledger = plan.chosen.ledger
     words = {
-        "gradients": "of this update and the last",
         "activations": _layers(ledger.activations),
         "other_activations": "embeddings, last norm, angles",
         "casts": "weights in half precision",

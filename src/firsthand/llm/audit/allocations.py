@@ -34,7 +34,7 @@ from firsthand.llm.training.journal import NoJournal
 from firsthand.llm.training.loop import train
 from firsthand.llm.training.next_token import Corpus, NextToken
 
-# An update but the first one holds the last one's gradients; the third is as the second.
+# What the first update leaves behind would show in the second one.
 STEPS = 2
 
 

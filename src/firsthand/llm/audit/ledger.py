@@ -125,8 +125,7 @@ class Ledger:
     Attributes:
         moment: which, such as "blocks.5, backward".
         weights: of the model; of an engine in its own format.
-        gradients: of this update and, until the backward pass has ended, of the one before, which
-            the loop still holds.
+        gradients: of this update, as far as they are made.
         optimizer: its state.
         average: of the weights.
         activations: of each block.
@@ -174,7 +173,7 @@ class Ledger:
 
 
 def training_ledger(config: ModelConfig, settings: StepSettings) -> Ledger:
-    """What an update holds at its peak; of any but the first, which has no gradients before it.
+    """What an update holds at its peak.
 
     One process, one device, rows without `data.documents`. On a CPU the compiled loops run, as
     they do unless PyTorch has many times their threads (`kernels.threads.pays`).

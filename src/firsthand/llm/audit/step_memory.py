@@ -73,7 +73,7 @@ class Weights:
 
 
 def live_bytes(config: ModelConfig, step: Step, *, events: bool = False) -> Timeline:
-    """The timeline of an update that is not the first."""
+    """The timeline of an update."""
     line = Timeline(CUDA_BLOCK if step.on_gpu else 1)
     tape = Tape(line)
     weights = Weights(config, tape)
@@ -85,14 +85,8 @@ def live_bytes(config: ModelConfig, step: Step, *, events: bool = False) -> Time
     tables = [line.value("angles of all positions", angles) for _ in range(2)]
     if events:
         line.events = []
-    # The loop holds the last update's gradients in a variable until it has those of this one.
-    with line.within("before the forward pass"):
-        old = [
-            line.value("last gradients", n, category="gradients") for n in weights.elements.values()
-        ]
     for _ in range(min(step.accumulation, 2)):
         micro_batch(config, step, weights, tape)
-    del old
     if step.flow:
         with line.within("optimizer", category="workspace"):
             copies = [line.new("old weights", count) for count in weights.elements.values()]

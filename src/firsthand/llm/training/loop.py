@@ -115,6 +115,8 @@ def train(training: Training) -> None:
         found = gradients(t.model)
         t.scaler.unscale(found)
         norm = float(t.model.parts.clip_gradients(found, t.clip))
+        # Or they would live on through the next update's passes.
+        del found
         finite = all_finite(norm, nats)
         t.scaler.update(finite)
         if not finite and t.scaler.exhausted:
