@@ -18,7 +18,7 @@ from firsthand.llm.audit import engine_rates, kernel_rates
 from firsthand.llm.audit.ceilings import MachineCeilings
 from firsthand.llm.audit.engine_rates import CALL, CallProbe
 from firsthand.llm.audit.errors import AuditError
-from firsthand.llm.audit.kernel_rates import KernelProbe, attention_flops
+from firsthand.llm.audit.kernel_rates import KernelProbe, attention_flops, muon_flops
 from firsthand.llm.audit.latency import (
     LAYER_OPERATIONS,
     OTHER_OPERATIONS,
@@ -31,7 +31,6 @@ from firsthand.llm.audit.work import (
     engine_meetings,
     engine_work,
     micro_batch_work,
-    muon_flops,
     training_work,
 )
 from firsthand.llm.inference.cpu import step as engine_step
@@ -304,7 +303,7 @@ def test_every_kernel_has_a_rate_above_0(monkeypatch: pytest.MonkeyPatch) -> Non
     small = {
         kernel_rates: {
             "TOKENS": 256, "LENGTH": 128, "VOCABULARY": 64, "CHUNKED_TOKENS": 32,
-            "WIDTHS": (32, 64), "ELEMENTS": (1 << 16,),
+            "WIDTHS": (32, 64), "ELEMENTS": (1 << 16,), "SIDES": (8, 16), "STACKED": 1 << 10,
         },
         engine_rates: {
             "WIDTHS": (64,), "STREAMS": (1 << 16, 1 << 18), "CACHES": (1 << 16,),

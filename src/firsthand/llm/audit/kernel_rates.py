@@ -12,6 +12,7 @@ these rates, so a wrong sum shows as an error of the prediction.
 | norm, swiglu, rotation (forward, backward) | elements that the forward pass writes | elements |
 | addition | elements of a sum in fresh memory | elements |
 | adamw | parameters | parameters |
+| muon | FLOPs of the products that make a stack of matrices orthogonal | their shorter side |
 
 The rates of the CPU engine are in `engine_rates`.
 """
@@ -35,12 +36,15 @@ from firsthand.llm.kernels.norms.with_numba import rms_norm
 from firsthand.llm.kernels.rope.with_numba import rotate_interleaved
 from firsthand.llm.kernels.swiglu.with_numba import swiglu
 from firsthand.llm.model.positions import rotary_angles
+from firsthand.llm.training.optimizers.newton_schulz import JORDAN, gram_orthogonalize
 
 Rates = dict[str, tuple[tuple[int, float], ...]]
 
 # Rows of the standard shapes; a multiple of attention's blocks.
 TOKENS, LENGTH, VOCABULARY, CHUNKED_TOKENS = 2048, 512, 4096, 1024
 WIDTHS, HEAD_WIDTHS, ELEMENTS = (128, 256, 512, 1024), (32, 64, 128), (1 << 18, 1 << 20, 1 << 22)
+# Sides of Muon's matrices, and elements of a stack of them.
+SIDES, STACKED = (128, 256, 512), 1 << 18
 _RUNS = 3
 
 
@@ -82,6 +86,26 @@ def attention_flops(rows: int, heads: int, length: int, width: int) -> int:
     return 4 * rows * heads * width * scores
 
 
+def muon_flops(rows: int, columns: int, iterations: int, block: int = 0) -> float:
+    """FLOPs that make one matrix orthogonal, as `newton_schulz.gram_orthogonalize` does.
+
+    Args:
+        block: `OptimizerSettings.muon_block`.
+    """
+    side, long = min(rows, columns), max(rows, columns)
+    short = muon_side(side, block)
+    ratio = long / short
+    cubes = iterations * (2 * ratio + 1)
+    if ratio >= 2 and iterations >= 2:
+        cubes = 2 * ratio + 4 * iterations - 3
+    return 2.0 * (side // short) * short**3 * cubes
+
+
+def muon_side(side: int, block: int) -> int:
+    """Rows of what is made orthogonal at a time: the largest part of the side within the block."""
+    return max((n for n in range(1, block + 1) if side % n == 0), default=side)
+
+
 # --------------------------------------------------------------------------- training
 
 
@@ -92,6 +116,8 @@ def _training_kinds() -> Iterator[Kind]:
         yield _both("attention"), width, _attention(width)
     for width in WIDTHS:
         yield ("cross-entropy",), width, _cross_entropy(width)
+    for side in SIDES:
+        yield ("muon",), side, _muon(side)
     for elements in ELEMENTS:
         x = torch.randn(elements // LENGTH, LENGTH)
         weight, pairs = torch.ones(LENGTH), torch.randn(elements // LENGTH, 2 * LENGTH)
@@ -163,6 +189,16 @@ def _adamw(elements: int) -> Measure:
             adamw(parameters, gradients, firsts, seconds, step=1, weight_decay=0.1, **numbers)
 
         return (elements / seconds_of(update),)
+
+    return measure
+
+
+def _muon(side: int) -> Measure:
+    def measure() -> tuple[float, ...]:
+        count, steps = max(1, STACKED // side**2), 5
+        stack, coefficients = torch.randn(count, side, side), [JORDAN] * steps
+        seconds = seconds_of(lambda: gram_orthogonalize(stack, coefficients))
+        return (count * muon_flops(side, side, steps) / seconds,)
 
     return measure
 

@@ -7,11 +7,12 @@ after the other. `latency` turns pieces into seconds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from firsthand.llm.audit.engine_rates import STREAM_HEAD_WIDTH, STREAM_WIDTH
-from firsthand.llm.audit.kernel_rates import attention_flops
+from firsthand.llm.audit.kernel_rates import attention_flops, muon_flops, muon_side
 from firsthand.llm.inference.cpu.stages import ROW_PANEL
 from firsthand.llm.kernels.cross_entropy import with_triton as gpu_cross_entropy
 from firsthand.llm.kernels.cross_entropy.with_torch import CHUNK
@@ -301,28 +302,13 @@ def optimizer_work(config: ModelConfig, settings: OptimizerSettings) -> list[Pie
         Piece("AdamW", "adamw", adamw, adamw, 0.0, 7 * FLOAT * adamw),
     ]
     if matrices:
-        flops = sum(
-            muon_flops(*shape, settings.muon_iterations, settings.muon_block) for shape in matrices
-        )
+        for shape, count in Counter((min(shape), max(shape)) for shape in matrices).items():
+            flops = count * muon_flops(*shape, settings.muon_iterations, settings.muon_block)
+            side = muon_side(shape[0], settings.muon_block)
+            pieces.append(Piece("Muon", "muon", side, flops, flops, 0.0))
         # Momentum, the update into a stack, its division, the weights: read and written.
-        pieces.append(Piece("Muon", "", 0, 0.0, flops, 0.0))
         pieces.append(Piece("Muon", "", 0, 0.0, 0.0, 14 * FLOAT * muon))
     return pieces
-
-
-def muon_flops(rows: int, columns: int, iterations: int, block: int = 0) -> float:
-    """FLOPs that make one matrix orthogonal, as `newton_schulz.gram_orthogonalize` does.
-
-    Args:
-        block: `OptimizerSettings.muon_block`.
-    """
-    side, long = min(rows, columns), max(rows, columns)
-    short = max((n for n in range(1, block + 1) if side % n == 0), default=side)
-    ratio = long / short
-    cubes = iterations * (2 * ratio + 1)
-    if ratio >= 2 and iterations >= 2:
-        cubes = 2 * ratio + 4 * iterations - 3
-    return 2.0 * (side // short) * short**3 * cubes
 
 
 def _matrices(config: ModelConfig) -> list[tuple[int, int]]:
