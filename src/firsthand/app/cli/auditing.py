@@ -170,7 +170,7 @@ def _show(found: AuditRecord) -> None:
     if found.throughput is not None:
         speed = found.throughput
         share = "" if speed.share is None else f", {speed.share:.1%} of the peak"
-        _print(f"\nTrained at {speed.tokens_per_second:,.0f} tokens/s{share}.")
+        _print(f"\nTrained at {speed.tokens_per_second:,.0f} {speed.unit}/s{share}.")
     for note in [*found.notes, *([found.no_energy] if found.no_energy else [])]:
         _print(f"Note: {note}")
 

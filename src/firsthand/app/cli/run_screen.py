@@ -114,7 +114,7 @@ class RunScreen:
         figures = [
             f"loss {record['loss']:.3f}",
             f"{per_byte:.2f} bits/byte" if per_byte else "",
-            f"{record['tokens_per_second']:,.0f} tokens/s",
+            f"{record['tokens_per_second']:,.0f} {record['unit']}/s",
             f"{record['memory_bytes'] / 1e6:,.0f} MB",
             f"{_duration(left)} left",
         ]

@@ -57,6 +57,8 @@ class PairTask:
         padding: the id of unused inputs.
     """
 
+    unit = "pairs"
+
     def __init__(
         self,
         data: PairData,

@@ -21,6 +21,7 @@ class GrpoTask(PolicyTask):
     """Groups of answers to one question, each compared with the mean of its group."""
 
     limits: GrpoSettings
+    unit = "answers"
 
     def derived(
         self, rollouts: Rollouts, rewards: Tensor

@@ -59,6 +59,8 @@ class PolicyTask(ABC):
         TrainingError: rows that the ranks cannot share evenly.
     """
 
+    unit = "answer tokens"
+
     def __init__(
         self,
         model: Transformer,

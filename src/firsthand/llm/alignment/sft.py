@@ -45,6 +45,8 @@ class Sft:
         TrainingError: rows that the ranks cannot share evenly.
     """
 
+    unit = "answer tokens"
+
     def __init__(
         self,
         data: ChatData,

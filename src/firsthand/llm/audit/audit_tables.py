@@ -29,7 +29,7 @@ def headline(audit: AuditRecord) -> list[tuple[str, str]]:
         found.append((f"tokens/s, {fall.name}", _rate(fall.tokens_per_second)))
     speed = audit.throughput
     if speed is not None:
-        found.append(("training, tokens/s", _rate(speed.tokens_per_second)))
+        found.append((f"training, {speed.unit}/s", _rate(speed.tokens_per_second)))
         if speed.share is not None:
             found.append(("training, share of peak", f"{speed.share:.1%}"))
     for footprint in audit.footprints[:1]:
@@ -106,7 +106,7 @@ def memory_table(audit: AuditRecord) -> Table:
 def throughput_table(found: Throughput) -> Table:
     """How fast the run trained."""
     rows: list[Row] = [
-        ("tokens a second, median", _rate(found.tokens_per_second)),
+        (f"{found.unit} a second, median", _rate(found.tokens_per_second)),
         ("its spread", f"{found.spread:.0%}"),
         ("an update", seconds_text(found.step_seconds)),
     ]

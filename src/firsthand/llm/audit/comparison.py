@@ -188,8 +188,10 @@ def _training(audits: Audits) -> list[Line]:
         found = [None if speed is None else take(speed) for speed in speeds]
         return found[0], found[1]
 
+    units = {speed.unit for speed in speeds if speed is not None}
+    rate = both(lambda s: s.tokens_per_second) if len(units) == 1 else (None, None)
     return [
-        *_line("training", "tokens/s", both(lambda s: s.tokens_per_second), _plain, "more"),
+        *_line("training", f"{''.join(units)}/s", rate, _plain, "more"),
         *_line("training", "share of the peak", both(lambda s: s.share), _percent, "more"),
     ]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,10 +14,11 @@ from firsthand.llm.audit.footprint import row_flops
 from firsthand.llm.audit.latency import predicted_step
 from firsthand.llm.audit.waterfall import spread
 from firsthand.llm.training.config import RunConfig
-from firsthand.llm.training.report.contents import Contents, finite
+from firsthand.llm.training.report.contents import TOKENS, Contents, Record, finite
 
-# Methods whose time is that of writing answers, or of more passes than a plain update.
-_OTHER_WORK = ("dpo", "ppo", "grpo", "reward")
+# Methods whose time is that of writing answers, of more passes than a plain update, or of logits
+# for a part of the tokens alone.
+_OTHER_WORK = ("sft", "dpo", "ppo", "grpo", "reward")
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,9 @@ class Throughput:
     Attributes:
         updates: whose speed was logged.
         tokens_per_second: the median.
+        unit: what an update of this method counts, for its tokens.
         spread: half the distance between the quartiles, as a share of the median.
-        step_seconds: of an update at that speed.
+        step_seconds: of an update, the median.
         flops_per_token: of products, forward and backward, each once; 0 where it is not known.
         precision: of the products.
         device: "cpu" or "cuda", on which the run was trained as far as the run says.
@@ -49,6 +53,7 @@ class Throughput:
     bound: bool = False
     memory: int = 0
     why: str = ""
+    unit: str = TOKENS
 
     @property
     def flop_rate(self) -> float:
@@ -87,7 +92,7 @@ def measured_throughput(
     other = method in _OTHER_WORK
     peak, why, predicted, bound = None, "", None, False
     if other:
-        why = f"No share of the peak: an update of {method} is not one pass forward and back."
+        why = f"No share of the peak: an update of {method} does not do what pretraining does."
     elif ceilings is None:
         why = "No share of the peak: this machine was not measured; firsthand machine does."
     else:
@@ -109,7 +114,7 @@ def measured_throughput(
             updates=len(speeds),
             tokens_per_second=speed,
             spread=spread(speeds),
-            step_seconds=config.tokens_per_step / speed,
+            step_seconds=_step_seconds(records) or config.tokens_per_step / speed,
             flops_per_token=0.0 if other else row_flops(config) / config.sequence_length,
             precision=precision,
             device=device,
@@ -118,9 +123,22 @@ def measured_throughput(
             bound=bound,
             memory=int(memory),
             why=why,
+            unit=contents.unit,
         ),
         "",
     )
+
+
+def _step_seconds(records: Sequence[Record]) -> float:
+    """Of an update: between the lines of the log; 0 where there are not two of them."""
+    known = [(finite(record.get("seconds")), finite(record.get("step"))) for record in records]
+    times = [(seconds, step) for seconds, step in known if seconds is not None and step is not None]
+    each = [
+        (seconds - earlier) / (step - before)
+        for (earlier, before), (seconds, step) in itertools.pairwise(times)
+        if step > before and seconds >= earlier
+    ]
+    return statistics.median(each) if each else 0.0
 
 
 def _device(contents: Contents, config: RunConfig) -> str:

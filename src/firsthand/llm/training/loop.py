@@ -218,6 +218,7 @@ def _train_line(
         # A task whose loss is a mean over other things than tokens has its own fraction.
         **t.task.metrics(),
         "tokens_per_second": clock.rate(),
+        "unit": t.task.unit,
         "memory_bytes": peak_bytes(t.world.device),
         "seconds": t.seconds,
     }

@@ -48,6 +48,8 @@ class NextToken:
         TrainingError: rows that the ranks cannot share evenly, or a split with nothing to predict.
     """
 
+    unit = "tokens"
+
     def __init__(self, corpus: Corpus, config: RunConfig, world: World) -> None:
         settings = config.training
         self.corpus, self.config, self.world = corpus, config, world

@@ -22,7 +22,13 @@ class Size(NamedTuple):
 
 
 class Task(Protocol):
-    """The data and the objective of a run."""
+    """The data and the objective of a run.
+
+    Attributes:
+        unit: what `Size.tokens` counts: "tokens", "pairs" ...
+    """
+
+    unit: str
 
     def next_batches(self) -> list[Any]:
         """The micro-batches of one update on this rank; as many on every rank."""

@@ -209,6 +209,22 @@ def test_plots_have_their_metrics_and_ends(run: Path) -> None:
     )
 
 
+def test_what_an_update_counts_is_named(run: Path, tmp_path: Path) -> None:
+    """DPO counts pairs: 160 of them a second are not 160 tokens."""
+    folder = tmp_path / "pairs"
+    shutil.copytree(run, folder)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    pairs = [{**line, "unit": "pairs"} if line["kind"] == "train" else line for line in lines]
+    _write_lines(folder / "metrics.jsonl", pairs)
+    page = _Page(report_html(folder))
+    titles = [label.partition(".")[0] for label in page.labels()]
+    assert "Loss, mean over pairs" in titles
+    assert "Pairs per second" in titles
+    assert "pairs per second, median" in page.text
+    for words in ("okens per second", "nats per token"):
+        assert words not in page.text
+
+
 def test_the_page_is_alone(run: Path) -> None:
     """No script, and nothing that a browser would fetch."""
     page = report_html(run)

@@ -20,6 +20,8 @@ Record = dict[str, Any]
 # NaN and infinities as the metrics spell them, since JSON has no such numbers.
 _SPELLED = ("NaN", "Infinity", "-Infinity")
 _LISTED = 3
+# What updates count, unless they say another thing.
+TOKENS = "tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,14 @@ class Contents:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     vocabulary: int = 0
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def unit(self) -> str:
+        """What the counts and the speed of the updates count."""
+        units = [
+            unit for record in self.of_kind("train") if isinstance(unit := record.get("unit"), str)
+        ]
+        return units[-1] if units else TOKENS
 
     def of_kind(self, kind: str) -> list[Record]:
         """The records of the metrics of one kind, by step; of equal steps the last one."""

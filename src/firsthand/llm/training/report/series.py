@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from firsthand.llm.training.report.contents import Contents, Record, finite, number
+from firsthand.llm.training.report.contents import TOKENS, Contents, Record, finite, number
 
 MOST_POINTS = 300
 
@@ -188,6 +188,8 @@ def _metric_plot(
     name: str, train: list[Record], validation: list[Record], contents: Contents
 ) -> Plot:
     known = KNOWN.get(name, Known(_spoken(name)))
+    if contents.unit != TOKENS:
+        known = replace(known, title=_titles(contents.unit).get(name, known.title))
     series, dropped, wide = [], 0, known.logarithmic
     both = [[(step(record), record.get(name)) for record in part] for part in (train, validation)]
     if name not in KNOWN:
@@ -214,6 +216,14 @@ def _metric_plot(
         logarithmic=wide,
         dropped=dropped,
     )
+
+
+def _titles(unit: str) -> dict[str, str]:
+    """Of the metrics whose meaning depends on what an update counts."""
+    return {
+        "loss": f"Loss, mean over {unit}",
+        "tokens_per_second": f"{unit.capitalize()} per second",
+    }
 
 
 def _points(

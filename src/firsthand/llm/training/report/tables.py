@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from firsthand.llm.model.config import ModelConfig, parameter_counts
-from firsthand.llm.training.report.contents import Contents, Record, finite
+from firsthand.llm.training.report.contents import TOKENS, Contents, Record, finite
 from firsthand.llm.training.report.plots import short
 
 Row = tuple[str, ...]
@@ -44,11 +44,17 @@ def headline(contents: Contents) -> list[tuple[str, str]]:
     figures = [
         ("validation bits per byte", UNKNOWN if bits is None else f"{bits:.3f}"),
         ("gzip -9 on the same text", UNKNOWN if gzip is None else f"{gzip:.3f}"),
-        ("validation loss, nats per token", UNKNOWN if loss is None else f"{loss:.4f}"),
+        (
+            "validation loss, nats per token" if contents.unit == TOKENS else "validation loss",
+            UNKNOWN if loss is None else f"{loss:.4f}",
+        ),
         *([] if accuracy is None else [("accuracy on held-out questions", f"{accuracy:.1%}")]),
         ("steps", f"{done:,} of {asked:,}" if asked else f"{done:,}"),
-        ("tokens", _whole(_last(train, "tokens"))),
-        ("tokens per second, median", _whole(statistics.median(speeds) if speeds else None)),
+        (contents.unit, _whole(_last(train, "tokens"))),
+        (
+            f"{contents.unit} per second, median",
+            _whole(statistics.median(speeds) if speeds else None),
+        ),
         ("parameters", _whole(sum(parameter_counts(config).values()) if config else None)),
         ("peak memory", size(max(_values(train, "memory_bytes"), default=None))),
         ("training time", duration(_last(train, "seconds"))),
