@@ -25,6 +25,8 @@ STACK = Path(__file__).parents[1]
 # Sums in any order, so that eight run side by side, and a · b + c rounded once. Not "nnan" and
 # "ninf": a NaN has to reach the loss, where the training loop looks for it.
 _ARITHMETIC = {"contract", "reassoc", "nsz", "arcp"}
+# As written, but for that rounding once.
+_ORDERED = {"contract", "nsz"}
 
 
 def compiled(function: Function) -> Function:
@@ -34,6 +36,15 @@ def compiled(function: Function) -> Function:
     each iteration would keep the loop from SIMD.
     """
     return _compiled(function)
+
+
+def ordered(function: Function) -> Function:
+    """As `compiled`, with all arithmetic in the order in which it is written.
+
+    Numba marks what `emitted` code computes like the rest of the function, so tiles whose numbers
+    may not depend on what stands beside them are called from here.
+    """
+    return _compiled(function, fastmath=_ORDERED)
 
 
 def inner(function: Function) -> Function:
@@ -47,9 +58,7 @@ def inner(function: Function) -> Function:
 
 def inlined(function: Function) -> Function:
     """For a function of numbers that compiled loops call for each element; keeps its order."""
-    return _compiled(
-        function, forceinline=True, no_cpython_wrapper=True, fastmath={"contract", "nsz"}
-    )
+    return _compiled(function, forceinline=True, no_cpython_wrapper=True, fastmath=_ORDERED)
 
 
 def emitted(generator: Callable[..., Any]) -> Callable[..., Any]:

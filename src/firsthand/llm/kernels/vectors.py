@@ -15,8 +15,9 @@ BYTE, SHORT, INT, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 FLOAT = ir.FloatType()
 INTS, FLOATS = ir.VectorType(INT, LANES), ir.VectorType(FLOAT, LANES)
 
-# From eight vectors to the vector of their sums: the lanes of a pair that meet at each level.
-_HALVES = (
+# Two rows of a matrix whose blocks of 1, 2 and 4 lanes change places: what then stands in the first
+# and in the second one.
+_EXCHANGES = (
     ([0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]),
     ([0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
     ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
@@ -68,7 +69,7 @@ def lane_sums(builder: Any, totals: list[Any], kind: Any, add: Callable[[Any, An
         add: of the builder, for the kind.
     """
     level = totals + [nothing(kind)] * (LANES - len(totals))
-    for even, odd in _HALVES:
+    for even, odd in _EXCHANGES:
         level = [
             add(
                 builder.shuffle_vector(a, b, ir.Constant(INTS, even)),
@@ -79,12 +80,31 @@ def lane_sums(builder: Any, totals: list[Any], kind: Any, add: Callable[[Any, An
     return level[0]
 
 
+def transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """The columns of eight vectors of eight, as vectors."""
+    level = rows
+    for step, pair in zip((1, 2, 4), _EXCHANGES, strict=True):
+        turned = list(level)
+        for first in (place for place in range(LANES) if not place & step):
+            for place, lanes in zip((first, first + step), pair, strict=True):
+                a, b = level[first], level[first + step]
+                turned[place] = builder.shuffle_vector(a, b, ir.Constant(INTS, lanes))
+        level = turned
+    return level
+
+
 def load(builder: Any, row: Any, place: Any, kind: Any, lanes: int, align: int) -> Any:
     """So many numbers of a kind from row[place] on."""
     vectors = ir.VectorType(kind, lanes).as_pointer()
     loaded = builder.load(builder.bitcast(builder.gep(row, [place]), vectors))
     loaded.align = align
     return loaded
+
+
+def spread(builder: Any, number: Any) -> Any:
+    """A vector of one float in all lanes."""
+    first = builder.insert_element(nothing(FLOATS), number, INT(0))
+    return builder.shuffle_vector(first, nothing(FLOATS), ir.Constant(INTS, [0] * LANES))
 
 
 def intrinsic(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:

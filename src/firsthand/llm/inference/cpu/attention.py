@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firsthand.llm.inference.cpu.attention_tiles import WIDTH_MULTIPLE, mix_tile, score_tile
-from firsthand.llm.kernels.compiling import compiled, separate
+from firsthand.llm.kernels.compiling import compiled, ordered, separate
 from firsthand.llm.kernels.exponential import exp32
 
 AnyArray = NDArray[Any]
@@ -42,7 +42,7 @@ def turn(x: AnyArray, cos: AnyArray, sin: AnyArray) -> None:
         x[half + i] = second * cos[i] + first * sin[i]
 
 
-@compiled
+@ordered
 def attend(
     queries: AnyArray,
     row: int,

@@ -21,13 +21,13 @@ from firsthand.llm.kernels.vectors import (
     FLOAT,
     FLOATS,
     INT,
-    INTS,
     LANES,
     LONG,
     intrinsic,
     lane_sums,
     load,
     nothing,
+    spread,
     sum_loop,
 )
 
@@ -155,12 +155,9 @@ def _mixed(
         fresh = []
         for i, weights in enumerate(left):
             weight = builder.load(builder.gep(weights, [t]))
-            spread = builder.insert_element(nothing(FLOATS), weight, INT(0))
-            same = ir.Constant(INTS, [0] * LANES)
-            spread = builder.shuffle_vector(spread, nothing(FLOATS), same)
+            same = spread(builder, weight)
             fresh += [
-                _fused(builder, spread, part, totals[i * vectors + j])
-                for j, part in enumerate(parts)
+                _fused(builder, same, part, totals[i * vectors + j]) for j, part in enumerate(parts)
             ]
         return fresh
 

@@ -11,8 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from firsthand.llm.kernels.compiling import compiled, inlined, separate
-from firsthand.llm.kernels.int8_matmul.tiles import STEP, SUMS, UNROLLED, dot_rows, dot_tiles
+from firsthand.llm.kernels.compiling import compiled, inlined, ordered, separate
+from firsthand.llm.kernels.int8_matmul.tiles import (
+    STEP,
+    SUMS,
+    UNROLLED,
+    dot_rows,
+    dot_tiles,
+    scale_tile,
+)
 
 AnyArray = NDArray[Any]
 
@@ -113,10 +120,32 @@ def panel_products(
     for tile in range(tiles):
         start, end = rows * tile // tiles, rows * (tile + 1) // tiles
         _tile_sums(x, row + start, end - start, w, first, last, tile == 0, sums)
+        eights = first
+        if end - start == SUMS:
+            eights += (last - first) // SUMS * SUMS
+            _scale_eights(sums, w_scales, first, eights, x_scales, row + start, out, start, column)
         for i in range(start, end):
-            for n in range(first, last):
+            for n in range(eights, last):
                 total = sums[n - first, i - start]
                 out[i, n + shift] = scaled(total, w_scales[n], x_scales[row + i])
+
+
+@ordered
+def _scale_eights(
+    sums: AnyArray,
+    w_scales: AnyArray,
+    first: int,
+    last: int,
+    x_scales: AnyArray,
+    row: int,
+    out: AnyArray,
+    i: int,
+    column: int,
+) -> None:
+    """out[i + a, column + j] = `scaled` sums[j, a]: weight rows from `first` on, eight rows."""
+    for n in range(first, last, SUMS):
+        j = n - first
+        scale_tile(sums, j, w_scales, n, x_scales, row, out, i, column + j)
 
 
 @compiled

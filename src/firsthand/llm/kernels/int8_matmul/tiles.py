@@ -22,6 +22,8 @@ from numba import types
 from firsthand.llm.kernels.compiling import emitted
 from firsthand.llm.kernels.vectors import (
     BYTE,
+    FLOAT,
+    FLOATS,
     INT,
     INTS,
     LANES,
@@ -30,7 +32,9 @@ from firsthand.llm.kernels.vectors import (
     intrinsic,
     lane_sums,
     load,
+    spread,
     sum_loop,
+    transposed,
 )
 
 # Integers of one step along the sum; rows are padded with zeros to a multiple.
@@ -115,6 +119,47 @@ def dot_rows(*, ahead: int) -> Callable[..., None]:
         return signature, generate
 
     return tile
+
+
+@emitted
+def scale_tile(
+    context: Any, sums: Any, place: Any, w_scales: Any, n: Any, x_scales: Any, row: Any, out: Any,
+    i: Any, column: Any,
+) -> Any:  # fmt: skip
+    """out[i + a, column + b] = sums[place + b, a] · w_scales[n + b] · x_scales[row + a], a, b < 8.
+
+    Eight weight rows and eight activation rows at a time: the sums lie the other way round, and
+    turned in registers they are read and written in whole vectors.
+
+    The function takes sums as int32 (places, SUMS), the scales as float32 vectors and out as
+    float32 (rows, columns), all C-contiguous.
+    """
+    number = types.int64
+    kinds = (sums, number, w_scales, number, x_scales, number, out, number, number)
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        arrays = [
+            target.make_array(signature.args[at])(target, builder, arguments[at])
+            for at in (0, 2, 4, 6)
+        ]
+        place, n, row, i, column = (arguments[at] for at in (1, 3, 5, 7, 8))
+        sums, w_scales, x_scales, out = (array.data for array in arrays)
+        width = builder.extract_value(arrays[3].shape, 1)
+        x = load(builder, x_scales, row, FLOAT, LANES, 4)
+        scaled = []
+        for b in range(LANES):
+            at = builder.mul(builder.add(place, LONG(b)), LONG(SUMS))
+            found = builder.sitofp(load(builder, sums, at, INT, LANES, 4), FLOATS)
+            step = builder.load(builder.gep(w_scales, [builder.add(n, LONG(b))]))
+            # In the order of `panels.scaled`, which rounds after each.
+            scaled.append(builder.fmul(builder.fmul(found, spread(builder, step)), x))
+        for a, found in enumerate(transposed(builder, scaled)):
+            at = builder.add(builder.mul(builder.add(i, LONG(a)), width), column)
+            target_row = builder.bitcast(builder.gep(out, [at]), FLOATS.as_pointer())
+            builder.store(found, target_row).align = 4
+        return target.get_dummy_value()
+
+    return types.void(*kinds), generate
 
 
 def _pointers(target: Any, builder: Any, kinds: Any, arrays: Any) -> tuple[Any, Any, Any, Any]:
