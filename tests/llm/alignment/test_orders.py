@@ -8,7 +8,7 @@ from firsthand.llm.alignment.errors import AlignmentError
 from firsthand.llm.alignment.orders import SeededOrder
 
 
-@given(st.integers(1, 40), st.integers(0, 9), st.lists(st.integers(1, 30), max_size=8))
+@given(st.integers(1, 40), st.integers(0, 9), st.lists(st.integers(1, 12), max_size=4))
 def test_an_epoch_has_each_index_once_and_its_own_order(
     count: int, seed: int, sizes: list[int]
 ) -> None:
