@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,8 +34,9 @@ from firsthand.llm.audit.work import (
     micro_batch_work,
     training_work,
 )
-from firsthand.llm.inference.cpu import step as engine_step
+from firsthand.llm.inference.cpu.calls import ARRIVALS
 from firsthand.llm.inference.cpu_engine import CPUEngine
+from firsthand.llm.inference.opening import rounded
 from firsthand.llm.model.config import ModelConfig, preset
 from firsthand.llm.model.transformer import Transformer
 from firsthand.llm.parts import FAST
@@ -121,35 +123,18 @@ def test_a_step_of_several_micro_batches_repeats_all_but_the_update() -> None:
     assert flops["four"]["gradients"] > flops["one"]["gradients"] == 0
 
 
-def test_the_meetings_are_those_of_the_engines_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted in the source: every stage of `take_part` ends with a meeting or the last barrier."""
-    import ast
-    import inspect
-
-    source = inspect.getsource(engine_step.take_part.py_func)  # type: ignore[attr-defined]
-    function = ast.parse(source).body[0]
-
-    def meetings(nodes: list[ast.stmt], many: bool, wanted: int, layers: int) -> int:
-        count = 0
-        for node in nodes:
-            if isinstance(node, ast.For):
-                count += layers * meetings(node.body, many, wanted, layers)
-            elif isinstance(node, ast.While):
-                count += meetings(node.body, many, wanted, layers)
-            elif isinstance(node, ast.If):
-                test = ast.unparse(node.test)
-                holds = {"many": many, "wanted": wanted > 0, "wanted > 1": wanted > 1}.get(test)
-                if holds:
-                    count += meetings(node.body, many, wanted, layers)
-            else:
-                text = ast.unparse(node)
-                count += ("meet(" in text) + ("barrier(" in text)
-        return count
-
-    assert isinstance(function, ast.FunctionDef)
-    for rows, wanted in ((1, 0), (1, 1), (8, 0), (8, 1), (8, 3)):
-        expected = meetings(function.body, rows > 1, wanted, SMALL.n_layers)
-        assert engine_meetings(SMALL, rows=rows, logits=wanted) == expected
+@pytest.mark.parametrize(("rows", "wanted"), [(1, 0), (1, 1), (8, 0), (8, 1), (8, 3), (8, 8)])
+def test_the_meetings_are_those_of_the_engine(rows: int, wanted: int) -> None:
+    """Each thread counts its arrivals."""
+    places = np.arange(rows, dtype=np.int32)
+    nothing = np.zeros(rows, np.int32)
+    with CPUEngine(rounded(Transformer(SMALL, FAST)), slots=8, threads=2) as engine:
+        engine.forward(nothing, nothing, places, places[rows - wanted :])
+        numbers = engine._crew._numbers
+        before = numbers[ARRIVALS]
+        engine.forward(nothing, nothing, places, places[rows - wanted :])
+        met = (numbers[ARRIVALS] - before) / 2
+    assert engine_meetings(SMALL, rows=rows, logits=wanted) == met
 
 
 def test_the_bytes_of_a_token_are_the_engines_weights() -> None:

@@ -21,9 +21,6 @@ from firsthand.llm.model.config import ModelConfig, parameter_counts
 from firsthand.llm.training.config import OptimizerSettings, RunConfig
 
 FLOAT, HALF = 4, 2
-# Meetings of the engine's threads in a layer: after heads, attention, its output, the gate and the
-# output of the feed-forward; with several rows also after each norm or quantization.
-ROW_MEETINGS, ROWS_MEETINGS = 5, 9
 
 
 @dataclass(frozen=True)
@@ -66,64 +63,85 @@ def engine_work(
         rows: tokens of one text; 1 is a step of decoding.
         past: tokens that the cache holds.
         threads: that share the work.
-        logits: rows whose logits are wanted.
+        logits: rows whose logits are wanted, the last ones; the others end in the last layer with
+            their keys and values.
+    """
+    d, layers = config.d_model, config.n_layers
+    q, k, v = config.qkv_rows
+    portions = _fills(config.n_heads + 2 * config.kv_heads, threads)
+    copies = threads if rows == 1 else 1
+    pieces = [
+        _int8_product("queries, keys, values", rows, q + k + v, d, layers, portions),
+        _elements("norms and grids", "int8 quantization", d, layers * rows * copies * d),
+        _elements(
+            "rotation and cache", "int8 heads", config.head_width, layers * rows * (q + k + v / 2)
+        ),
+    ]
+    seen = rows * past + rows * (rows + 1) // 2
+    whole = layers if logits == rows else layers - 1
+    pieces += _behind_the_heads(config, rows, seen, past + rows, threads, whole)
+    if 0 < logits < rows:
+        last = logits * (past + rows) - logits * (logits - 1) // 2
+        pieces += _behind_the_heads(config, logits, last, past + rows, threads, 1)
+    portions = _fills(-(-config.vocab_size // (PANEL if logits > 1 else ROW_PANEL)), threads)
+    pieces.append(_int8_product("logits", logits, config.vocab_size, d, min(1, logits), portions))
+    return pieces
+
+
+def _behind_the_heads(
+    config: ModelConfig, rows: int, seen: int, cached: int, threads: int, layers: int
+) -> Iterator[Piece]:
+    """What follows queries, keys and values in so many layers.
+
+    Args:
+        seen: keys that the rows look at, all together.
+        cached: keys of the text.
     """
     d, hidden, width = config.d_model, config.hidden_width, config.head_width
-    q, k, v = config.qkv_rows
-    layers = config.n_layers
-    panel = ROW_PANEL if rows == 1 else PANEL
-    products = [
-        ("queries, keys, values", q + k + v, d, config.n_heads + 2 * config.kv_heads),
+    q = config.qkv_rows[0]
+    one = rows == 1
+    panel = ROW_PANEL if one else PANEL
+    for part, out, wide, portions in (
         ("attention's output", d, q, -(-d // panel)),
         ("gate and up", 2 * hidden, d, -(-hidden // panel)),
         ("down", d, hidden, -(-d // panel)),
-    ]
-    pieces = [
-        _int8_product(part, rows, out, wide, layers, _fills(portions, threads))
-        for part, out, wide, portions in products
-    ]
-    portions = -(-config.vocab_size // (PANEL if logits > 1 else ROW_PANEL))
-    pieces.append(
-        _int8_product(
-            "logits", logits, config.vocab_size, d, min(1, logits), _fills(portions, threads)
-        )
-    )
-    seen = rows * past + rows * (rows + 1) // 2
-    cached = 2 * config.kv_heads * (past + rows) * (width + FLOAT)
+    ):
+        yield _int8_product(part, rows, out, wide, layers, _fills(portions, threads))
     operations = 4.0 * layers * q * seen
-    one = rows == 1
-    pieces.append(
-        Piece(
-            part="attention",
-            rate="int8 attention row" if one else "int8 attention",
-            size=width,
-            work=operations,
-            flops=operations,
-            bytes=float(layers * cached),
-            # A prompt has so many portions that their rest does not count.
-            fills=_fills(config.n_heads, threads) if one else 1.0,
-            stream="int8 attention stream" if one else "",
-            stream_size=STREAM_HEAD_WIDTH,
-        )
+    yield Piece(
+        part="attention",
+        rate="int8 attention row" if one else "int8 attention",
+        size=width,
+        work=operations,
+        flops=operations,
+        bytes=float(layers * 2 * config.kv_heads * cached * (width + FLOAT)),
+        # A prompt has so many portions that their rest does not count.
+        fills=_fills(config.n_heads, threads) if one else 1.0,
+        stream="int8 attention stream" if one else "",
+        stream_size=STREAM_HEAD_WIDTH,
     )
     # Of a single row every thread prepares the whole; of many each has its share.
-    copies = threads if rows == 1 else 1
-    prepared = rows * copies * (2 * d + q + hidden)
-    pieces += [
-        _elements("norms and grids", "int8 quantization", d, layers * prepared),
-        _elements("rotation and cache", "int8 heads", width, layers * rows * (q + k + v / 2)),
-        _elements("gate's activation", "int8 gate", hidden, layers * rows * hidden),
-        Piece("stream", "", 0, 0.0, 0.0, 2.0 * layers * rows * d * 3 * FLOAT),
-    ]
-    return pieces
+    prepared = layers * rows * (threads if one else 1) * (d + q + hidden)
+    yield _elements("norms and grids", "int8 quantization", d, prepared)
+    yield _elements("gate's activation", "int8 gate", hidden, layers * rows * hidden)
+    yield Piece("stream", "", 0, 0.0, 0.0, 2.0 * layers * rows * d * 3 * FLOAT)
 
 
 def engine_meetings(config: ModelConfig, *, rows: int, logits: int = 1) -> int:
     """How often the engine's threads meet in a call."""
-    many = rows > 1
-    # Many rows meet after the embedding, and once the rows wanted are gathered.
-    ends = (many + (logits > 1)) if logits else 0
-    return config.n_layers * (ROWS_MEETINGS if many else ROW_MEETINGS) + many + ends + 1
+    # After the embedding of many rows; in each layer after the heads, attention, its output, the
+    # gate and the output of the feed-forward, and with many rows after each norm or quantization.
+    found = (rows > 1) + config.n_layers * (1 + (rows > 1))
+    found += (config.n_layers - 1) * _meetings_behind_the_heads(rows)
+    # In the last layer the rows wanted are gathered; the last norm has a meeting, and the call.
+    found += logits < rows
+    if logits:
+        found += _meetings_behind_the_heads(logits) + (logits > 1)
+    return found + 1
+
+
+def _meetings_behind_the_heads(rows: int) -> int:
+    return 4 + 3 * (rows > 1)
 
 
 def _int8_product(part: str, rows: int, out: int, width: int, times: int, fills: float) -> Piece:

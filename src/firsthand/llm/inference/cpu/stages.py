@@ -139,12 +139,20 @@ def _next_panel(
 
 @inner
 def gathered(wanted: int, work: Work) -> None:
-    """Move the rows asked for to the front; they are in order, so none is overwritten before."""
+    """Move the rows asked for to the front, with their queries, positions and slots.
+
+    They are in order, so none is overwritten before it is moved.
+    """
     for place in range(wanted):
         row = work.wanted[place]
-        if row != place:
-            for i in range(work.stream.shape[1]):
-                work.stream[place, i] = work.stream[row, i]
+        if row == place:
+            continue
+        work.positions[place], work.slots[place] = work.positions[row], work.slots[row]
+        for i in range(work.stream.shape[1]):
+            work.stream[place, i] = work.stream[row, i]
+        for head in range(work.queries.shape[0]):
+            for i in range(work.queries.shape[2]):
+                work.queries[head, place, i] = work.queries[head, row, i]
 
 
 @inner

@@ -65,6 +65,15 @@ def take_part(
                 met = meet(thread, threads, numbers, before, met, work)
             heads(thread, threads, met, source, rows, layer, shape, weights, cache, work)
             met = meet(thread, threads, numbers, before, met, work)
+            if layer == shape.layers - 1 and wanted < rows:
+                # The others have left their keys and values, which is all that they are for.
+                if thread == 0:
+                    gathered(wanted, work)
+                met = meet(thread, threads, numbers, before, met, work)
+                rows, many = wanted, wanted > 1
+                source = 0 if many else len(work.tokens) + thread
+                if rows == 0:
+                    break
             attention(thread, threads, met, rows, layer, shape, cache, work)
             met = meet(thread, threads, numbers, before, met, work)
             levels = shape.mix_levels
@@ -87,15 +96,10 @@ def take_part(
             added(thread, threads, met, source, rows, work.hidden_integers, w, steps, work)
             met = meet(thread, threads, numbers, before, met, work)
         if wanted:
+            normed(thread, threads, rows, weights.final_norm, shape, work)
             if many:
-                if thread == 0:
-                    gathered(wanted, work)
                 met = meet(thread, threads, numbers, before, met, work)
-            source = 0 if wanted > 1 else len(work.tokens) + thread
-            normed(thread, threads, wanted, weights.final_norm, shape, work)
-            if wanted > 1:
-                met = meet(thread, threads, numbers, before, met, work)
-            logits(thread, threads, met, source, wanted, weights, work)
+            logits(thread, threads, met, source, rows, weights, work)
         barrier(numbers, ARRIVALS, threads, met, before)
         if thread == 0:
             return
