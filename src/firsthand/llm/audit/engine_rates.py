@@ -1,6 +1,6 @@
 """How fast the CPU engine's kernels run here, each by itself, measured through the engine.
 
-An engine of one made-up shape runs a call with a piece of work and one without it, and the
+Engines of made-up shapes run a call with a piece of work and one with less of it, and the
 difference is that work's: logits of one row or of many for the INT8 product, and more keys to see
 for attention. So whatever the engine does about threads, portions and pages is in the rate.
 
@@ -51,7 +51,7 @@ WIDTHS, HEAD_WIDTHS, ELEMENT_WIDTHS = (128, 320, 768, 2048), (32, 64, 128), (256
 STREAM_WIDTH, STREAM_HEAD_WIDTH = 768, 64
 STREAMS = tuple(1 << power for power in range(20, 28))
 CACHES = tuple(1 << power for power in range(20, 26, 2))
-ROW_BYTES, PANEL_BYTES, PANEL_ROWS = 1 << 22, 1 << 20, 256
+ROW_BYTES, PANEL_BYTES, PANEL_ROWS = 1 << 22, 1 << 22, 256
 # Rows of a call of a prompt, and all heads' features.
 PROMPT, FEATURES = 256, 512
 _RUNS, _CALLS = 5, 50
@@ -118,17 +118,21 @@ def engine_kinds(threads: int) -> Iterator[Kind]:
 
 
 def _product(threads: int, width: int, size: int, rows: int) -> Measure:
-    """Logits of so many rows: with them less without them."""
+    """Logits of so many rows: with them less without them, of many less those of one."""
 
     def measure() -> tuple[float, ...]:
-        vocabulary = max(64, size // width)
-        config = _shape(vocab_size=vocabulary, d_model=width, n_heads=1, d_head=64, context=8)
-        made = _made_up(config)
-        with CPUEngine(made, threads=threads, slots=rows, max_rows=rows) as engine:
+        vocabulary, small = max(64, size // width), 16
+        config = _shape(
+            vocab_size=vocabulary, d_model=width, n_heads=1, d_head=small, d_ff=small, context=8
+        )
+        least = int(rows > 1)
+        with CPUEngine(_made_up(config), threads=threads, slots=rows, max_rows=rows) as engine:
             seconds = _difference(
-                lambda: _call(engine, rows, rows, 0), lambda: _call(engine, rows, 0, 0)
+                lambda: _call(engine, rows, rows, 0), lambda: _call(engine, rows, least, 0)
             )
-        return (2.0 * rows * vocabulary * width / seconds,)
+        # Rows whose logits are not wanted also end before the products behind the heads.
+        outputs = vocabulary + 4 * small
+        return (2.0 * (rows - least) * outputs * width / seconds,)
 
     return measure
 
@@ -138,14 +142,17 @@ def _prompt_attention(threads: int, width: int) -> Measure:
 
     def measure() -> tuple[float, ...]:
         heads = FEATURES // width
+        layers = 2
+        # One more, for without logits the last one ends with its keys and values.
         config = _shape(
-            vocab_size=64, d_model=64, n_heads=heads, d_head=width, context=2 * PROMPT, n_layers=2
-        )
+            vocab_size=64, d_model=64, n_heads=heads, d_head=width, context=2 * PROMPT,
+            n_layers=layers + 1,
+        )  # fmt: skip
         with CPUEngine(_made_up(config), threads=threads, max_rows=PROMPT) as engine:
             seconds = _difference(
                 lambda: _in_order(engine, PROMPT, PROMPT), lambda: _in_order(engine, PROMPT, 0)
             )
-        return (4.0 * config.n_layers * FEATURES * PROMPT * PROMPT / seconds,)
+        return (4.0 * layers * FEATURES * PROMPT * PROMPT / seconds,)
 
     return measure
 
@@ -157,8 +164,9 @@ def _row_attention(threads: int, width: int, size: int) -> Measure:
         length, heads = 2 * PROMPT, FEATURES // width
         layers = max(1, size // (2 * heads * length * (width + 4)))
         config = _shape(
-            vocab_size=64, d_model=64, n_heads=heads, d_head=width, context=length, n_layers=layers
-        )
+            vocab_size=64, d_model=64, n_heads=heads, d_head=width, context=length,
+            n_layers=layers + 1,
+        )  # fmt: skip
         with CPUEngine(_made_up(config), threads=threads, max_rows=PROMPT) as engine:
             for start in (0, PROMPT):
                 _in_order(engine, PROMPT, start)
