@@ -277,9 +277,11 @@ def test_the_embedded_corpus_is_the_library_in_a_fixed_order() -> None:
     assert not any("site-packages" in place for place in places)
     again = EmbeddedCorpus(size=1_000_000)
     assert [item.digest for item in documents_of(again)] == [item.digest for item in items]
+    # How many files make the size depends on the Python that runs this.
+    middle = len(items) // 2
     assert [
-        item.place for item in corpus.documents(items[50].after) if isinstance(item, Document)
-    ] == places[51:]
+        item.place for item in corpus.documents(items[middle].after) if isinstance(item, Document)
+    ] == places[middle + 1 :]
     assert "Python Software Foundation License" in str(corpus.describe()["licence"])
     assert len(list(corpus.texts())) == sum(item.size > 0 for item in items)
     assert EmbeddedCorpus().available_bytes == EmbeddedCorpus().total_bytes() > 5_000_000
