@@ -2,9 +2,8 @@
 
 Each side runs in a process of its own and has the same weights, random ones of one shape or those
 of a run (`--start`), the same tokenizer, and the same preference pairs and questions of the
-generated tasks. Ours runs the
-training loop with the methods' own tasks; theirs is `DPOTrainer` or `GRPOTrainer` on transformers'
-Llama.
+generated tasks. Ours runs the training loop with the methods' own tasks; theirs is `DPOTrainer` or
+`GRPOTrainer` on transformers' Llama.
 
 DPO: both compute the reference's log-probabilities of all pairs before the first step
 (`precompute_ref_log_probs`), so that no step pays for them; the peak includes it. Both take the
@@ -336,10 +335,8 @@ def their_side(method: str, folder: Path, setting: Setting) -> Measured:
     theirs: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_file=str(folder / "tokenizer.json"), eos_token=END, pad_token=END
     )
-    shape = load_base(Path(setting.start), FAST).model.config if setting.start else None
-    shape = shape or preset(setting.shape)
-    clock, context = Clock(), shape.context
-    optimizer = our_config(method, shape, setting).optimizer
+    clock = Clock()
+    optimizer = our_config(method, preset(setting.shape), setting).optimizer
     common: dict[str, Any] = {
         "output_dir": str(folder / "trl"),
         "max_steps": setting.updates,
@@ -368,6 +365,7 @@ def their_side(method: str, folder: Path, setting: Setting) -> Measured:
     before = resident_bytes("VmRSS")
     reset_peak()
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    context = model.config.max_position_embeddings
     lengths: list[float] = []
     trainer: Any
     if method == "dpo":

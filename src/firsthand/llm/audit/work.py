@@ -134,9 +134,8 @@ def engine_meetings(config: ModelConfig, *, rows: int, logits: int = 1) -> int:
     found = (rows > 1) + config.n_layers * (1 + (rows > 1))
     found += (config.n_layers - 1) * _meetings_behind_the_heads(rows)
     # In the last layer the rows wanted are gathered; the last norm has a meeting, and the call.
-    found += logits < rows
     if logits:
-        found += _meetings_behind_the_heads(logits) + (logits > 1)
+        found += (logits < rows) + _meetings_behind_the_heads(logits) + (logits > 1)
     return found + 1
 
 

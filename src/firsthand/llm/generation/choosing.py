@@ -130,8 +130,7 @@ def recorded(
     if left is not logits:
         drawn = torch.log_softmax(left, dim=-1).gather(-1, tokens[:, None])[:, 0].tolist()
     count = min(logits.shape[-1], max(sampling.top_logprobs for sampling in samplings))
-    best = torch.topk(model, count, dim=-1) if count else None
-    values, ids = (part.tolist() for part in best) if best else ([[]] * len(chosen),) * 2
+    values, ids = (part.tolist() for part in model.topk(count, dim=-1))
     choices = []
     for row, (token, sampling) in enumerate(zip(tokens.tolist(), samplings, strict=True)):
         if not sampling.records:

@@ -67,13 +67,13 @@ def take_part(
             met = meet(thread, threads, numbers, before, met, work)
             if layer == shape.layers - 1 and wanted < rows:
                 # The others have left their keys and values, which is all that they are for.
+                if wanted == 0:
+                    break
                 if thread == 0:
                     gathered(wanted, work)
                 met = meet(thread, threads, numbers, before, met, work)
                 rows, many = wanted, wanted > 1
                 source = 0 if many else len(work.tokens) + thread
-                if rows == 0:
-                    break
             attention(thread, threads, met, rows, layer, shape, cache, work)
             met = meet(thread, threads, numbers, before, met, work)
             levels = shape.mix_levels

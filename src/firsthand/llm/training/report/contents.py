@@ -58,10 +58,11 @@ class Contents:
     @property
     def unit(self) -> str:
         """What the counts and the speed of the updates count."""
-        units = [
-            unit for record in self.of_kind("train") if isinstance(unit := record.get("unit"), str)
-        ]
-        return units[-1] if units else TOKENS
+        for record in reversed(self.metrics):
+            unit = record.get("unit")
+            if record.get("kind") == "train" and isinstance(unit, str):
+                return unit
+        return TOKENS
 
     def of_kind(self, kind: str) -> list[Record]:
         """The records of the metrics of one kind, by step; of equal steps the last one."""
